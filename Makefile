@@ -1,0 +1,33 @@
+# The two commands: `make demo` and `make test`. Each sets up .venv on a fresh machine and does its job.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "omni needs Python 3.11 or later; set it with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "Python's venv module is missing; on Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+demo: .venv/.installed  ## what this machine has, and what a model is made of
+	@$(BIN)/omni doctor
+
+test: .venv/.installed  ## everything but the slow tests, with coverage
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --cov --cov-report=term --cov-fail-under=90
+
+test-all: .venv/.installed  ## the slow tests too
+	$(BIN)/python -m pytest -m "not gpu" -n auto
+
+lint: .venv/.installed  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Numbers → features: the vision and audio towers."""

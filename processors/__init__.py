@@ -1,0 +1,1 @@
+"""Files → numbers: media, sampling, chat and the packed batch; knows no model."""

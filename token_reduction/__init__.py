@@ -1,0 +1,1 @@
+"""Features → fewer features: pure functions, each with its num_tokens."""
