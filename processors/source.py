@@ -2,60 +2,29 @@
 
 A path, bytes, a binary file object, a data: URI (RFC 2397) or an http(s) URL becomes one `Source`, which opens as a
 seekable file. Kinds are told by content (magic bytes), never by suffix. Every bad file ends as a `MediaError`.
-
-http is off unless `Limits(allow_http=True)`. Then only public addresses are fetched: the host is resolved once, all of
-its addresses must be public, and the connection goes to the address that was checked, at every redirect anew.
-`allow_private=True` lifts that rule (a file server in one's own network) and uses the environment's proxies.
+URLs are off unless `Limits(allow_http=True)`; `web.py` says which addresses are then fetched.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import io
-import ipaddress
 import os
 import re
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
 
-if TYPE_CHECKING:
-    import httpx
+from processors.limits import DEFAULT_LIMITS, Limits, MediaError, too_big
+from processors.web import download, url_name
 
 Kind = Literal["image", "document", "video", "audio"]
+BinaryFile = io.BufferedReader | io.BytesIO
 
-_REDIRECTS = 5
 _HEAD = 4096  # bytes that tell the kind: a PDF may start within 1024, an Ogg page names its codec in its first
-
-
-class MediaError(ValueError):
-    """A file that cannot be read, or that the limits refuse: which one, what is wrong, what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What is refused before it is decoded.
-
-    max_bytes: of one file. max_pixels: of one picture, frame or rendered page. max_pages: of a document.
-    max_seconds, max_frames: of a video, sound or animation. timeout: seconds for a whole download.
-    allow_http: may URLs be fetched. allow_private: also from private and local addresses, and through proxies.
-    allow_files: may strings and paths name local files (a server that takes strangers' requests says no).
-    """
-
-    max_bytes: int = 4 << 30
-    max_pixels: int = 178_956_970
-    max_pages: int = 10_000
-    max_seconds: float = 12 * 3600.0
-    max_frames: int = 4_000_000
-    timeout: float = 30.0
-    allow_http: bool = False
-    allow_private: bool = False
-    allow_files: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +43,7 @@ class Source:
         """Bytes."""
         return self._stat().st_size if self.data is None else len(self.data)
 
-    def open(self) -> BinaryIO:
+    def open(self) -> BinaryFile:
         """A new seekable binary file at its start; close it."""
         if self.data is not None:
             return io.BytesIO(self.data)
@@ -97,7 +66,7 @@ class Source:
             raise MediaError(f"media: {self.name}: no such file; check the path") from error
 
 
-def open_source(thing: object, limits: Limits = Limits()) -> Source:
+def open_source(thing: object, limits: Limits = DEFAULT_LIMITS) -> Source:
     """Open a path (str, Path), bytes, a binary file object, a data: URI or an http(s) URL; a Source stays itself.
 
     A file object is taken whole, from its start where it can seek, and stands afterwards where it stood. It and a
@@ -113,13 +82,13 @@ def open_source(thing: object, limits: Limits = Limits()) -> Source:
     elif isinstance(thing, str) and (scheme := re.match(r"([a-z][a-z0-9+.-]+)://", thing, re.IGNORECASE)):
         if scheme[1].lower() not in ("http", "https"):
             raise MediaError(
-                f"media: {_url_name(thing)}: {scheme[1]}:// is not read; pass a path, bytes, data: or http(s) URL"
+                f"media: {url_name(thing)}: {scheme[1]}:// is not read; pass a path, bytes, data: or http(s) URL"
             )
-        source = _from_url(thing, limits)
+        source = Source(name=url_name(thing), data=download(thing, limits))
     elif isinstance(thing, str | os.PathLike):
         source = _from_path(thing, limits)
     elif hasattr(thing, "read"):
-        source = _from_file(cast(BinaryIO, thing), limits)
+        source = _from_file(thing, limits)
     else:
         raise MediaError(
             f"media: a {type(thing).__name__} came; pass a path, bytes, a binary file, a data: URI or a URL"
@@ -127,14 +96,8 @@ def open_source(thing: object, limits: Limits = Limits()) -> Source:
     if not source.size:
         raise MediaError(f"media: {source.name}: empty file; send the whole file")
     if source.size > limits.max_bytes:
-        raise _too_big(source.name, limits)
+        raise too_big(source.name, limits)
     return source
-
-
-def _too_big(name: str, limits: Limits) -> MediaError:
-    return MediaError(
-        f"media: {name}: more than the limit of {limits.max_bytes:,} bytes; raise Limits.max_bytes or send a part"
-    )
 
 
 def _from_path(thing: str | os.PathLike[str], limits: Limits) -> Source:
@@ -151,7 +114,7 @@ def _from_path(thing: str | os.PathLike[str], limits: Limits) -> Source:
     return source
 
 
-def _from_file(file: BinaryIO, limits: Limits) -> Source:
+def _from_file(file: Any, limits: Limits) -> Source:
     name = getattr(file, "name", None)
     name = Path(name).name if isinstance(name, str) and name else "<file>"
     try:
@@ -168,7 +131,7 @@ def _from_file(file: BinaryIO, limits: Limits) -> Source:
     return Source(name=name, data=data)
 
 
-def _read_up_to(file: BinaryIO, limit: int) -> bytes | None:
+def _read_up_to(file: Any, limit: int) -> bytes | None:
     """At most `limit` bytes, also from a pipe that gives less than was asked; None where text comes."""
     held = io.BytesIO()
     while held.tell() < limit and (part := file.read(min(limit - held.tell(), 1 << 20))):
@@ -185,7 +148,7 @@ def _from_data_uri(uri: str, limits: Limits) -> Source:
     if not comma:
         raise MediaError(f"media: {name}: no comma; write data:image/png;base64,... with the data behind it")
     if len(body) > 4 * limits.max_bytes:  # longest form: %xx for a byte, and line breaks
-        raise _too_big(name, limits)
+        raise too_big(name, limits)
     data = unquote_to_bytes(body)
     if "base64" in (option.strip().lower() for option in options):
         data = b"".join(data.split()).rstrip(b"=")
@@ -194,98 +157,6 @@ def _from_data_uri(uri: str, limits: Limits) -> Source:
         except binascii.Error as error:
             raise MediaError(f"media: {name}: broken base64 ({error}); encode the file again") from error
     return Source(name=name, data=data)
-
-
-def _url_name(url: str) -> str:
-    """Host and path: no password, no signed query."""
-    try:
-        parts = urlsplit(url)
-        return f"{parts.hostname or ''}{parts.path}"[:200]
-    except ValueError:
-        return "<URL>"
-
-
-def _from_url(url: str, limits: Limits) -> Source:
-    name = _url_name(url)
-    if not limits.allow_http:
-        raise MediaError(f"media: {name}: URLs are off; pass Limits(allow_http=True), or download it and pass the path")
-    import httpx
-
-    # A thread of its own: the caller may stand in an event loop, and only asyncio bounds the time of the whole.
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        try:
-            return Source(name=name, data=thread.submit(asyncio.run, _download(url, name, limits)).result())
-        except TimeoutError as error:
-            raise MediaError(
-                f"media: {name}: not here within {limits.timeout:g} s; raise Limits.timeout or download it first"
-            ) from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, UnicodeError) as error:
-            why = str(error) or type(error).__name__
-            raise MediaError(f"media: {name}: cannot be fetched ({why}); check the URL") from error
-
-
-async def _download(url: str, name: str, limits: Limits) -> bytes:
-    import httpx
-
-    target = httpx.URL(url)
-    async with (
-        asyncio.timeout(limits.timeout),
-        httpx.AsyncClient(timeout=None, trust_env=limits.allow_private) as client,
-    ):
-        for _ in range(_REDIRECTS + 1):
-            response = await client.send(await _request(client, target, name, limits), stream=True)
-            try:
-                if response.has_redirect_location:
-                    target = target.join(response.headers["location"])
-                    continue
-                return await _body(response, name, limits)
-            finally:
-                await response.aclose()
-    raise MediaError(f"media: {name}: more than {_REDIRECTS} redirects; pass the file's own URL")
-
-
-async def _request(client: httpx.AsyncClient, url: httpx.URL, name: str, limits: Limits) -> httpx.Request:
-    """A request for `url`, bound to an address that may be fetched."""
-    if url.scheme not in ("http", "https") or not url.host:
-        raise MediaError(f"media: {name}: leads to {url.scheme}://; only http and https are fetched")
-    headers = {"Accept-Encoding": "identity", "User-Agent": "omni"}
-    if limits.allow_private:
-        return client.build_request("GET", url, headers=headers)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(url.host, port, proto=6)  # 6: TCP
-    addresses = [str(entry[4][0]) for entry in found]
-    if not all(_is_public(address) for address in addresses):
-        raise MediaError(
-            f"media: {name}: {url.host} is a private or local address; pass Limits(allow_private=True) if you trust it"
-        )
-    return client.build_request(
-        "GET",
-        url.copy_with(host=addresses[0]),
-        headers=headers | {"Host": url.netloc.decode("ascii")},
-        extensions={"sni_hostname": url.raw_host.decode("ascii")},
-    )
-
-
-def _is_public(address: str) -> bool:
-    """No private, local, reserved or multicast address, also not inside an IPv6 one."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or ip
-    return ip.is_global and not ip.is_multicast
-
-
-async def _body(response: httpx.Response, name: str, limits: Limits) -> bytes:
-    if response.status_code != 200:
-        raise MediaError(f"media: {name}: the server answered {response.status_code}; check the URL")
-    length = response.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > limits.max_bytes:
-        raise _too_big(name, limits)
-    held = io.BytesIO()
-    async for part in response.aiter_bytes():
-        held.write(part)
-        if held.tell() > limits.max_bytes:
-            raise _too_big(name, limits)
-    return held.getvalue()
 
 
 def sniff(source: Source) -> Kind:
