@@ -31,14 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Frame",
+    "Header",
     "Kind",
     "Limits",
     "MediaError",
     "Source",
+    "is_pixels",
     "open_picture",
     "open_pictures",
     "open_source",
     "picture_count",
+    "picture_headers",
     "picture_size",
     "sniff",
 ]
@@ -87,10 +90,19 @@ class Frame:
     seconds: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What is known of a picture before it is decoded. Upright width and height in pixels; dpi where the file says."""
+
+    width: int
+    height: int
+    dpi: tuple[float, float] | None
+
+
 def open_picture(
-    thing: object, limits: Limits = DEFAULT_LIMITS, background: Background = "white"
+    thing: object, limits: Limits = DEFAULT_LIMITS, background: Background = "white", page: int = 0
 ) -> UInt8[np.ndarray, "rows cols 3"]:
-    """Open one picture as RGB, 0..255; of an animation the first frame, of a TIFF the first page.
+    """Open one picture as RGB, 0..255; of an animation the first frame, of a TIFF the page asked for.
 
     A PIL image gives the frame it stands at. Arrays are (rows, cols), (rows, cols, channels) or (channels, rows, cols)
     with 1, 3 or 4 channels; where a shape reads both ways NumPy's channels stand last and torch's first. Their
@@ -102,6 +114,9 @@ def open_picture(
     if array is not None:
         return pixels_of_array(array, "<array>", background)
     with _opened(thing, limits) as (picture, name):
+        if page:
+            with _reading(name, picture.format):
+                picture.seek(page)
         return _decode(picture, name, limits, background)
 
 
@@ -120,8 +135,9 @@ def open_pictures(thing: object, limits: Limits = DEFAULT_LIMITS, background: Ba
         start = picture.tell()
         try:
             for index in range(count):
-                with _reading(name, picture.format):
-                    picture.seek(index) if count > 1 else None
+                if count > 1:
+                    with _reading(name, picture.format):
+                        picture.seek(index)
                 pixels = _decode(picture, name, limits, background)
                 timed = count > 1 and picture.format in _ANIMATED
                 yield Frame(pixels=pixels, seconds=_seconds(picture) if timed else None)
@@ -135,12 +151,28 @@ def picture_size(thing: object, limits: Limits = DEFAULT_LIMITS) -> tuple[int, i
 
     Only a PIL image of a PNG may be decoded for it. Raises MediaError as open_picture does for what a header shows.
     """
+    header = next(picture_headers(thing, limits))
+    return header.width, header.height
+
+
+def picture_headers(thing: object, limits: Limits = DEFAULT_LIMITS) -> Iterator[Header]:
+    """Yield the header of each page of a TIFF, of the one picture otherwise; decodes none. Raises as picture_size."""
     array = _array(thing, limits)
     if array is not None:
-        return array.shape[1], array.shape[0]
-    with _opened(thing, limits) as (picture, _):
-        width, height = picture.size
-        return (height, width) if _orientation(picture) >= 5 else (width, height)
+        yield Header(width=array.shape[1], height=array.shape[0], dpi=None)
+        return
+    with _opened(thing, limits) as (picture, name):
+        pages = _count(picture, name, limits) if picture.format == "TIFF" and picture is not thing else 1
+        for page in range(pages):
+            if page:
+                with _reading(name, picture.format):
+                    picture.seek(page)
+                _check_size(name, *picture.size, limits)
+            (width, height), dpi = picture.size, picture.info.get("dpi")
+            dpi = (float(dpi[0]), float(dpi[1])) if dpi else None
+            if _orientation(picture) >= 5:
+                width, height, dpi = height, width, (dpi[1], dpi[0]) if dpi else None
+            yield Header(width=width, height=height, dpi=dpi)
 
 
 def picture_count(thing: object, limits: Limits = DEFAULT_LIMITS) -> int:
@@ -271,6 +303,12 @@ def _late_exif(file: BinaryFile) -> bytes:
     finally:
         file.seek(here)
     return b""
+
+
+def is_pixels(thing: object) -> bool:
+    """A picture in memory (PIL image, NumPy array, torch tensor), as against something that open_source takes."""
+    torch = sys.modules.get("torch")
+    return _is_pil(thing) or isinstance(thing, np.ndarray) or (torch is not None and torch.is_tensor(thing))
 
 
 def _is_pil(thing: object) -> TypeGuard[Image]:
