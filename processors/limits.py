@@ -22,9 +22,9 @@ class Limits:
     max_bytes: int = 4 << 30
     max_pixels: int = 178_956_970
     max_pages: int = 10_000
-    max_seconds: float = 12 * 3600.0
+    max_seconds: int | float = 12 * 3600
     max_frames: int = 4_000_000
-    timeout: float = 30.0
+    timeout: int | float = 30
     allow_http: bool = False
     allow_private: bool = False
     allow_files: bool = True

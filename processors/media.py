@@ -1,6 +1,6 @@
 """Media: open any picture that a user has, as RGB.
 
-From a file of any kind that `open_source` takes (PNG, JPEG, GIF, WebP, AVIF, TIFF, BMP, ICO, JPEG 2000, PNM, PSD), a
+From a file of any kind that `open_source` takes (PNG, JPEG, GIF, WebP, AVIF, TIFF, BMP, JPEG 2000, PNM, PSD), a
 PIL image, a NumPy array or a torch tensor. What a viewer would show is what comes out: turned by its EXIF orientation,
 transparency laid over a background, 16 bits scaled (not clipped) to 8. Colours are the file's own: ICC profiles are
 not applied, as in the models' training. Sizes come from headers; limits are checked before any pixel is decoded.
@@ -54,7 +54,6 @@ _FORMATS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     ((b"RIFF",), "WEBP", "WebPImagePlugin"),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF", "TiffImagePlugin"),
     ((b"BM",), "BMP", "BmpImagePlugin"),
-    ((b"\0\0\x01\0",), "ICO", "IcoImagePlugin"),
     ((b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"), "JPEG2000", "Jpeg2KImagePlugin"),
     ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7", b"Pf", b"PF"), "PPM", "PpmImagePlugin"),
     ((b"8BPS",), "PSD", "PsdImagePlugin"),
@@ -224,7 +223,7 @@ def _header(file: BinaryFile, source: Source) -> Image:
     else:
         found = [(format, plugin) for starts, format, plugin in _FORMATS if head.startswith(starts)]
         if not found:
-            what = "HEIC" if head[4:8] == b"ftyp" else "JPEG XL"
+            what = "HEIC" if head[4:8] == b"ftyp" else "ICO" if head.startswith(b"\0\0\x01\0") else "JPEG XL"
             raise MediaError(f"media: {source.name}: {what} is not read; save it as JPEG, PNG or WebP")
         format, plugin = found[0]
     importlib.import_module(f"PIL.{plugin}")

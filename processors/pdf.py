@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
@@ -68,7 +68,7 @@ class Document(ABC):
         """(width, height) in points, upright, from the header alone."""
 
     def render(
-        self, page: int, width_px: int | None = None, height_px: int | None = None, *, scale: float | None = None
+        self, page: int, width_px: int | None = None, height_px: int | None = None, *, scale: int | float | None = None
     ) -> UInt8[np.ndarray, "rows cols 3"]:
         """Draw a page over white as RGB.
 
@@ -116,7 +116,7 @@ class Document(ABC):
         """Free the file; further calls raise. Closing twice is fine."""
         self._closed = True
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Document:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,10 +187,14 @@ class Pdf(Document):
                 raise _not_loaded(source.name, raw.FPDF_GetLastError(), password)
             self._pdf = pypdfium2.PdfDocument(handle)
             try:
-                count = len(self._pdf)
+                count = raw.FPDF_GetPageCount(handle)
                 if not count:
                     raise MediaError(f"media: {source.name}: broken PDF (no page); send the whole file")
                 super().__init__(source.name, count, limits)
+                self._pdf.init_forms()
+            except pypdfium2.PdfiumError as error:
+                self.close()
+                raise MediaError(f"media: {source.name}: broken PDF ({error}); save it anew") from error
             except MediaError:
                 self.close()
                 raise
@@ -232,12 +236,11 @@ class Pdf(Document):
                 width, height = self._pdf.get_page_size(page)
             except PdfiumError as error:
                 raise MediaError(f"media: {self.name}: page {page} is broken ({error}); send the whole file") from error
-        if not (0 < width < float("inf") and 0 < height < float("inf")):
-            raise MediaError(f"media: {self.name}: page {page} is {width:g} x {height:g} points; leave it out")
+        assert width > 0 < height, "PDFium takes Letter where a page has no area"
         return width, height
 
     def _draw(self, page: int, cols: int, rows: int) -> UInt8[np.ndarray, "rows cols 3"]:
-        pixels = np.full((rows, cols, 3), 255, np.uint8)
+        pixels = np.empty((rows, cols, 3), np.uint8)
         with self._page(page) as loaded:
             from pypdfium2 import raw
 
@@ -245,8 +248,11 @@ class Pdf(Document):
             bitmap = raw.FPDFBitmap_CreateEx(cols, rows, raw.FPDFBitmap_BGR, memory, cols * 3)
             if not bitmap:
                 raise MediaError(f"media: {self.name}: page {page} at {cols}x{rows} pixels is too large; ask for fewer")
-            # Annotations are drawn, and with them what is written in form fields.
-            raw.FPDF_RenderPageBitmap(bitmap, loaded, 0, 0, cols, rows, 0, raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER)
+            pixels.fill(255)
+            where = (bitmap, loaded, 0, 0, cols, rows, 0, raw.FPDF_ANNOT | raw.FPDF_REVERSE_BYTE_ORDER)
+            raw.FPDF_RenderPageBitmap(*where)
+            if loaded.formenv:
+                raw.FPDF_FFLDraw(loaded.formenv, *where)
             raw.FPDFBitmap_Destroy(bitmap)
         return pixels
 
@@ -259,13 +265,12 @@ class Pdf(Document):
         for is_space, group in groupby(self._letters(page), key=lambda letter: letter[0].isspace()):
             if not is_space:
                 letters, boxes = zip(*group, strict=True)
-                inked = [box for box in boxes if box is not None] or [(0.0, 0.0, 0.0, 0.0)]
-                lefts, tops, rights, bottoms = zip(*inked, strict=True)
+                lefts, tops, rights, bottoms = zip(*(box for box in boxes if box is not None), strict=True)
                 words.append(Word(text=_joined(letters), box=(min(lefts), min(tops), max(rights), max(bottoms))))
         return tuple(words)
 
     def _letters(self, page: int) -> list[tuple[str, Box | None]]:
-        """What is written on the page, letter by letter, with upright boxes (None for blanks that were never drawn).
+        """What is written on the page, letter by letter, with upright boxes (None for blanks).
 
         Letters outside the page's crop box are not seen, and not here.
         """
@@ -279,7 +284,7 @@ class Pdf(Document):
             for index in range(text.count_chars()):
                 code = raw.FPDFText_GetUnicode(text, index)
                 letter = chr(code) if code else "\ufffd"  # a glyph whose font does not say what it stands for
-                if letter.isspace() or raw.FPDFText_IsGenerated(text, index) == 1:
+                if letter.isspace():
                     if letter != "\r":
                         letters.append((letter, None))
                     continue

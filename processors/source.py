@@ -197,6 +197,7 @@ _STARTS: dict[Kind, tuple[bytes, ...]] = {
         b"\0\0\0\x0cJXL \r\n\x87\n",  # JPEG XL
         b"\xff\x0a",
         b"\0\0\x01\0",  # ICO
+        b"8BPS",  # PSD
     ),
     "video": (
         b"\x1aE\xdf\xa3",  # Matroska, WebM
