@@ -185,14 +185,17 @@ def picture_count(thing: object, limits: Limits = DEFAULT_LIMITS) -> int:
 @contextmanager
 def _reading(name: str, format: str | None) -> Iterator[None]:
     """Turn what decoders raise into a MediaError. The body calls decoders and nothing else."""
-    from PIL.Image import DecompressionBombError
+    from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
+    what = format or "picture"
     try:
         yield
     except MediaError:
         raise
-    except (*_DECODER_ERRORS, DecompressionBombError) as error:
-        why, what = str(error) or type(error).__name__, format or "picture"
+    except (DecompressionBombError, DecompressionBombWarning) as error:  # frames larger than the header said
+        raise MediaError(f"media: {name}: {what} of too many pixels ({error}); make it smaller") from error
+    except _DECODER_ERRORS as error:
+        why = f"{type(error).__name__} {error}" if isinstance(error, KeyError) or not str(error) else str(error)
         if isinstance(error, EOFError) or "truncated" in why.lower():
             raise MediaError(f"media: {name}: truncated {what} ({why}); send the whole file") from error
         raise MediaError(f"media: {name}: broken {what} ({why}); save it anew or send another copy") from error

@@ -103,6 +103,23 @@ def numbered_pages(count: int) -> list[Page]:
     return [Page(words=((f"page {number}", 72, 700, 24),)) for number in range(1, count + 1)]
 
 
+def form(stored: bool = True) -> bytes:
+    """A page with a field in which "Ada" is written, 100 to 300 points from the left, 162 to 192 from the top.
+
+    stored: whether the file also holds how that looks.
+    """
+    look = "BT /F1 18 Tf 2 8 Td (Ada) Tj ET"
+    field = "<</Type/Annot/Subtype/Widget/FT/Tx/T(name)/V(Ada)/Rect[100 600 300 630]/DA(/F1 18 Tf 0 g)/F 4/P 6 0 R"
+    field += "/AP<</N 5 0 R>>>>" if stored else ">>"
+    drawn = f"<</Type/XObject/Subtype/Form/BBox[0 0 200 30]/Resources<</Font<</F1 3 0 R>>>>/Length {len(look)}>>"
+    catalog = "/AcroForm<</Fields[4 0 R]/DR<</Font<</F1 3 0 R>>>>/DA(/F1 12 Tf 0 g)>>"
+    return pdf(
+        [Page(attributes="/Annots[4 0 R]")],
+        catalog=catalog,
+        objects=(field, f"{drawn}stream\n{look}\nendstream"),
+    )
+
+
 def locked(document: bytes, password: str) -> bytes:
     """The same PDF, encrypted (RC4 of 128 bits, as PDF 1.4 has it)."""
     from pypdf import PdfReader, PdfWriter

@@ -329,6 +329,17 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
                 look(bomb)
 
 
+def test_a_frame_larger_than_the_header_says_is_no_way_round_the_limit() -> None:
+    data = bytearray(saved_all(FRAMES[:2], "GIF"))
+    second = data.rindex(b"\x2c\0\0\0\0" + struct.pack("<HH", 48, 32))
+    data[second + 5 : second + 9] = struct.pack("<HH", 3000, 3000)
+    with pytest.raises(MediaError, match="3000x3000 pixels, the limit is 1,000,000"):
+        list(open_pictures(bytes(data), Limits(max_pixels=1_000_000)))
+    data[second + 5 : second + 9] = b"\xff\xff\xff\xff"
+    with pytest.raises(MediaError, match=r"GIF of too many pixels \(.*\); make it smaller"):
+        list(open_pictures(bytes(data)))
+
+
 def _refuse_to_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("Gif", "Png", "Tiff", "WebP", "Avif", "Jpeg2K"):
         plugin = importlib.import_module(f"PIL.{name}ImagePlugin")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_pictures import Page, locked, numbered_pages, pdf, saved, saved_all, scene
+from made_pictures import Page, form, locked, numbered_pages, pdf, saved, saved_all, scene
 from PIL import Image
 
 from processors.media import Limits, MediaError
@@ -130,16 +130,7 @@ def test_page_labels_are_the_documents_own() -> None:
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_what_is_written_in_a_form_is_drawn(stored: bool) -> None:
-    look = "BT /F1 18 Tf 2 8 Td (Ada) Tj ET"
-    stream = f"<</Type/XObject/Subtype/Form/BBox[0 0 200 30]/Resources<</Font<</F1 3 0 R>>>>/Length {len(look)}>>"
-    field = (
-        "<</Type/Annot/Subtype/Widget/FT/Tx/T(name)/V(Ada)/Rect[100 600 300 630]/DA(/F1 18 Tf 0 g)/F 4/P 6 0 R"
-        + ("/AP<</N 5 0 R>>" if stored else "")
-        + ">>"
-    )
-    form = "/AcroForm<</Fields[4 0 R]/DR<</Font<</F1 3 0 R>>>>/DA(/F1 12 Tf 0 g)>>"
-    objects = (field, f"{stream}stream\n{look}\nendstream")
-    with open_document(pdf([Page(attributes="/Annots[4 0 R]")], catalog=form, objects=objects)) as document:
+    with open_document(form(stored)) as document:
         dark = document.render(0, scale=1).max(-1) < 128
         assert dark[162:192, 100:300].sum() > 50
         assert dark.sum() == dark[162:192, 100:300].sum()
