@@ -1,0 +1,257 @@
+"""Audio tower: FastConformer, eightfold subsampling, relative positions; sounds of all lengths packed.
+
+Mel frames lie one sound behind the other; every sound is encoded as if alone, and memory grows linearly with its
+length: subsampling runs in pieces that overlap by exactly their reach, attention in blocks of queries. Sources:
+FastConformer (arXiv 2305.05084), Conformer (arXiv 2005.08100), Transformer-XL's relative positions (arXiv 1901.02860,
+section 3.3); the released encoder is Parakeet-TDT-0.6B-v2's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+STRIDE = 8  # mel frames a token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioConfig:
+    """FastConformer's shape; the defaults are the released encoder's."""
+
+    width: int = 1024
+    depth: int = 24
+    heads: int = 8
+    ff_width: int = 4096
+    mels: int = 128
+    kernel: int = 9
+    subsampling_channels: int = 256
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads, self.ff_width, self.mels, self.kernel, self.subsampling_channels)
+        if min(sizes) < 1 or self.width % (2 * self.heads) or self.mels % STRIDE or not self.kernel % 2:
+            raise ValueError(
+                f"AudioConfig: {self} does not fit; want positive sizes, width divisible by twice the heads, mels by "
+                "8, "
+                "an odd kernel"
+            )
+
+
+def num_tokens(frames: int) -> int:
+    """Tokens of a sound of so many mel frames: (n - 1) // 2 + 1, three times. Raises ValueError for an empty sound."""
+    if frames < 1:
+        raise ValueError(f"FastConformer: a sound of {frames} mel frames came; want at least one (10 ms)")
+    for _ in range(3):
+        frames = (frames - 1) // 2 + 1
+    return frames
+
+
+class Subsampling(nn.Module):
+    """Three convolutions of stride 2 over (time, mel), then a linear: 80 ms a token."""
+
+    piece = 512  # tokens computed at a time
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        c = config.subsampling_channels
+        layers: list[nn.Module] = [nn.Conv2d(1, c, 3, stride=2, padding=1), nn.ReLU()]
+        for _ in range(2):
+            layers += [nn.Conv2d(c, c, 3, stride=2, padding=1, groups=c), nn.Conv2d(c, c, 1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.linear = nn.Linear(c * config.mels // STRIDE, config.width)
+
+    def forward(self, mels: Float[Tensor, "frames mels"], lengths: list[int]) -> Float[Tensor, "tokens width"]:
+        tokens: list[Tensor] = []
+        start = 0
+        for length, run in groupby(lengths):
+            count = len(list(run))
+            sounds = mels[start : start + count * length].unflatten(0, (count, length))
+            start += count * length
+            pieces = [
+                self._piece(sounds, first, first + self.piece) for first in range(0, num_tokens(length), self.piece)
+            ]
+            tokens.append(torch.cat(pieces, 1).flatten(0, 1))
+        return self.linear(torch.cat(tokens))
+
+    def _piece(self, sounds: Tensor, first: int, last: int) -> Tensor:
+        """Tokens first to last, exactly: a token reaches 7 frames to either side, so one more is read and dropped."""
+        before = min(first, 1)
+        x = self.layers(
+            sounds[:, None, (first - before) * STRIDE : last * STRIDE]
+        )  # (sounds, channels, tokens, mels / 8)
+        return x.transpose(1, 2).flatten(2)[:, before:]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(config.width, config.ff_width, bias=False)
+        self.linear2 = nn.Linear(config.ff_width, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        return self.linear2(F.silu(self.linear1(x)))
+
+
+class RelativeAttention(nn.Module):
+    """Attention with Transformer-XL's relative positions: (q + u) k + (q + v) r, r of the distance from key to query."""
+
+    block = 512  # queries computed at a time
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        shape = (config.heads, config.width // config.heads)
+        self.q_proj = nn.Linear(config.width, config.width, bias=False)
+        self.k_proj = nn.Linear(config.width, config.width, bias=False)
+        self.v_proj = nn.Linear(config.width, config.width, bias=False)
+        self.o_proj = nn.Linear(config.width, config.width, bias=False)
+        self.relative_k_proj = nn.Linear(config.width, config.width, bias=False)
+        self.bias_u = nn.Parameter(torch.zeros(shape))
+        self.bias_v = nn.Parameter(torch.zeros(shape))
+
+    def forward(
+        self, x: Float[Tensor, "tokens width"], lengths: list[int], distances: Float[Tensor, "distances width"]
+    ) -> Float[Tensor, "tokens width"]:
+        """`distances` holds the sinusoids from the longest sound's largest distance down to its smallest."""
+        q, k, v, r = (
+            values.unflatten(-1, (self.heads, -1))
+            for values in (self.q_proj(x), self.k_proj(x), self.v_proj(x), self.relative_k_proj(distances))
+        )
+        content, position = q + self.bias_u, q + self.bias_v
+        relative = r.transpose(0, 1)  # (heads, distances, head_dim), falling
+        zero = len(distances) // 2  # where distance 0 stands
+        mixed: list[Tensor] = []
+        start = 0
+        for length, run in groupby(lengths):
+            count = len(list(run))
+            rows = slice(start, start + count * length)
+            start = rows.stop
+            c, p, keys, values = (
+                part[rows].unflatten(0, (count, length)).transpose(1, 2) for part in (content, position, k, v)
+            )
+            blocks: list[Tensor] = []
+            for first in range(0, length, self.block):
+                last = min(first + self.block, length)
+                near = relative[:, zero - (last - 1) : zero + length - first]  # distances last-1 … first-length+1
+                bias = _shift(p[:, :, first:last] @ near.transpose(1, 2), length) * keys.shape[-1] ** -0.5
+                blocks.append(F.scaled_dot_product_attention(c[:, :, first:last], keys, values, attn_mask=bias))
+            mixed.append(torch.cat(blocks, 2).transpose(1, 2).flatten(0, 1))
+        return self.o_proj(torch.cat(mixed).flatten(1))
+
+
+def _shift(scores: Tensor, keys: int) -> Tensor:
+    """Scores by distance (falling from the last query's distance to key 0) → scores by key: row i starts i later from
+    the end.
+
+    A view: row i, key j is entry (rows - 1 - i) + j.
+    """
+    sounds, heads, rows, distances = scores.shape
+    scores = scores.contiguous()
+    stride = (heads * rows * distances, rows * distances, distances - 1, 1)
+    return scores.as_strided((sounds, heads, rows, keys), stride, scores.storage_offset() + rows - 1)
+
+
+class Convolution(nn.Module):
+    """Pointwise, GLU, depthwise over time, BatchNorm, SiLU, pointwise; no biases."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.pointwise_conv1 = nn.Conv1d(config.width, 2 * config.width, 1, bias=False)
+        self.depthwise_conv = nn.Conv1d(config.width, config.width, config.kernel, groups=config.width, bias=False)
+        self.norm = nn.BatchNorm1d(config.width)
+        self.pointwise_conv2 = nn.Conv1d(config.width, config.width, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "tokens width"], lengths: list[int]) -> Float[Tensor, "tokens width"]:
+        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
+        gap = x.new_zeros(self.depthwise_conv.kernel_size[0] // 2, x.shape[1])
+        parts = [gap]
+        for sound in x.split(lengths):  # zeros between sounds: they do not hear each other
+            parts += [sound, gap]
+        x = self.depthwise_conv(torch.cat(parts).T[None])[0].T
+        if len(lengths) > 1:
+            spans = x[: sum(lengths) + (len(lengths) - 1) * len(gap)].split(
+                [size for n in lengths for size in (n, len(gap))][:-1]
+            )
+            x = torch.cat(spans[::2])
+        x = F.silu(self.norm(x))
+        return F.linear(x, self.pointwise_conv2.weight.squeeze(-1))
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward, attention, convolution, half a feed-forward, norm."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.norm_feed_forward1 = nn.LayerNorm(config.width, eps=config.eps)
+        self.norm_self_att = nn.LayerNorm(config.width, eps=config.eps)
+        self.norm_conv = nn.LayerNorm(config.width, eps=config.eps)
+        self.norm_feed_forward2 = nn.LayerNorm(config.width, eps=config.eps)
+        self.norm_out = nn.LayerNorm(config.width, eps=config.eps)
+        self.feed_forward1 = FeedForward(config)
+        self.self_attn = RelativeAttention(config)
+        self.conv = Convolution(config)
+        self.feed_forward2 = FeedForward(config)
+
+    def forward(self, x: Tensor, lengths: list[int], distances: Tensor) -> Tensor:
+        x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
+        x = x + self.self_attn(self.norm_self_att(x), lengths, distances)
+        x = x + self.conv(self.norm_conv(x), lengths)
+        x = x + 0.5 * self.feed_forward2(self.norm_feed_forward2(x))
+        return self.norm_out(x)
+
+
+class FastConformer(nn.Module):
+    """The encoder. Set `checkpoint` to save memory in training: blocks are computed again going back.
+
+    In training, BatchNorm's statistics are taken over the real frames of all sounds together.
+    """
+
+    checkpoint = False
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.subsampling = Subsampling(config)
+        self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.depth))
+
+    def forward(
+        self, mels: Float[Tensor, "frames mels"], lengths: Int[Tensor, " sounds"]
+    ) -> tuple[Float[Tensor, "tokens width"], Int[Tensor, " sounds"]]:
+        """Log-mel frames of packed sounds → features and their number for each sound.
+
+        Raises ValueError when lengths and frames do not fit or a sound is empty.
+        """
+        frames = lengths.tolist()
+        if sum(frames) != len(mels) or mels.shape[1] != self.config.mels:
+            raise ValueError(
+                f"FastConformer: {len(mels)} frames of {mels.shape[1]} mels came for lengths {frames}; "
+                f"want {sum(frames)} frames of {self.config.mels}"
+            )
+        counts = [num_tokens(n) for n in frames]
+        if not counts:
+            return mels.new_zeros(0, self.width), lengths
+        x = self.subsampling(mels, frames)
+        distances = sinusoids(max(counts), self.width, x)
+        for block in self.layers:
+            if self.checkpoint and torch.is_grad_enabled():
+                x = checkpoint(block, x, counts, distances, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)
+            else:
+                x = block(x, counts, distances)
+        return x, torch.tensor(counts, device=lengths.device)
+
+
+def sinusoids(tokens: int, width: int, like: Tensor) -> Float[Tensor, "distances width"]:
+    """Sine and cosine, interleaved, of the distances tokens-1 … 1-tokens.
+
+    Computed in float32, in the dtype of `like`.
+    """
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32, device=like.device) / width)
+    angles = torch.arange(tokens - 1, -tokens, -1, device=like.device)[:, None].float() * frequencies
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).to(like.dtype)

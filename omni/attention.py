@@ -1,0 +1,106 @@
+"""Attention without positions, grouped queries; with rotary positions or a window where a config says so.
+
+Source: Nemotron-H (arXiv 2504.03624, section 2): no positional embedding, since the Mamba layers know the order.
+Llama-Nemotron (arXiv 2505.00949) uses RoPE with Llama 3's scaling; Puzzle children of gpt-oss (arXiv 2602.11937) a
+window in some layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omni.ops import Lengths, causal_attention, rope_frequencies, rotate
+from omni.state import KVState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions; `original` > 0 turns on Llama 3's scaling beyond that many positions."""
+
+    theta: float = 10000.0
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 1.0
+    original: int = 0
+
+    def __post_init__(self) -> None:
+        if self.theta <= 0 or self.factor <= 0 or (self.original and self.high <= self.low):
+            raise ValueError(f"RopeConfig: {self} does not fit; want theta > 0, factor > 0 and low < high")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """heads share kv_heads keys and values.
+
+    `window` counts the positions seen, the query's own included (None: all).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeConfig | None = None
+    window: int | None = None
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.kv_heads, self.head_dim) < 1 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"AttentionConfig: {self.heads} heads over {self.kv_heads} KV heads of {self.head_dim}; "
+                "heads must be a multiple of kv_heads, all positive"
+            )
+        if self.rope and self.head_dim % 2:
+            raise ValueError(f"AttentionConfig: head_dim {self.head_dim} is odd; rotary positions need pairs")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"AttentionConfig: window {self.window}; want at least 1, or None for all positions")
+
+    @property
+    def state_size(self) -> int:
+        """Elements kept a token."""
+        return 2 * self.kv_heads * self.head_dim
+
+
+class Attention(nn.Module):
+    """One attention mixer over packed sequences."""
+
+    def __init__(self, config: AttentionConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        inner, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q_proj = nn.Linear(width, inner, bias=config.bias)
+        self.k_proj = nn.Linear(width, kv, bias=config.bias)
+        self.v_proj = nn.Linear(width, kv, bias=config.bias)
+        self.o_proj = nn.Linear(inner, width, bias=config.bias)
+
+    def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> KVState:
+        return KVState(sequences, self.config.kv_heads, self.config.head_dim, device, dtype)
+
+    def forward(
+        self, x: Float[Tensor, "tokens width"], lengths: Lengths, state: KVState | None
+    ) -> Float[Tensor, "tokens width"]:
+        """Attend within each sequence; with a state, also to what it read before."""
+        size = self.config.head_dim
+        q, k, v = (project(x).unflatten(-1, (-1, size)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.config.rope:
+            starts = state.lengths if state else [0] * len(lengths)
+            spans = [torch.arange(s, s + n, device=x.device) for s, n in zip(starts, lengths, strict=True)]
+            positions = torch.cat(spans)
+            frequencies = self._frequencies(self.config.rope, x.device)
+            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        mixed: list[Tensor] = []
+        sequences = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
+        for sequence, (queries, keys, values) in enumerate(sequences):
+            keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # (kv_heads, tokens, dim)
+            if state is not None:
+                keys, values = state.append(sequence, keys, values)
+            mixed.append(causal_attention(queries, keys, values, self.config.window))
+        return self.o_proj(torch.cat(mixed).flatten(-2))
+
+    def _frequencies(self, rope: RopeConfig, device: torch.device) -> Tensor:
+        """Computed on use, not stored: a buffer would be rounded by a half-precision model."""
+        return rope_frequencies(self.config.head_dim, rope.theta, rope.factor, rope.low, rope.high, rope.original).to(
+            device
+        )

@@ -1,0 +1,268 @@
+"""Checkpoints: upstream's key names ↔ ours, safetensors read tensor by tensor and written in shards.
+
+Read are dialect A (every public checkpoint), dialect B (later exports), Llama's keys, and FP8 / NVFP4 weights
+(ModelOpt), which become plain weights. Written is dialect A. Every parameter must arrive exactly once; a missing,
+unknown or misshapen key is named and nothing is loaded. No code from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omni.config import OmniConfig
+from omni.keys import Source, sources
+from omni.quantize import dequantize
+
+SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale", "pre_quant_scale")
+UNUSED = re.compile(
+    r"(^|\.)(radio_model\.(input_conditioner\.norm_(mean|std)|summary_idxs)|input_conditioner\.norm_(mean|std)|summary_idxs"
+    r"|feature_extractor\.featurizer\.(fb|window)|layer_scale[12]\.lambda1|rotary_emb\.inv_freq)$"
+)
+
+
+class Checkpoint:
+    """A folder with config.json and safetensors; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config: dict[str, Any] = _read_json(folder / "config.json")
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        else:
+            names = sorted(path.name for path in folder.glob("*.safetensors"))
+        if not names:
+            raise ValueError(f"load: {folder} has no *.safetensors; download the whole checkpoint")
+        self.files: dict[str, Path] = {}
+        for name in names:
+            path = folder / name
+            try:
+                with safe_open(path, "pt") as file:
+                    keys = list(file.keys())
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"load: {path}: {error}; download the file again") from None
+            for key in keys:
+                if key in self.files:
+                    raise ValueError(f"load: {key} is in {self.files[key].name} and in {name}; keep one of them")
+                self.files[key] = path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """A local folder, or a repository of the hub by its id (downloaded, or taken from the hub's cache)."""
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return cls(folder)
+        if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+            raise ValueError(f"load: {path} is no folder and no hub id; pass a checkpoint's folder, or owner/name")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+            return cls(Path(snapshot_download(str(path), allow_patterns=patterns)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise ValueError(
+                f"load: {path} is no local folder, and the hub gave: {error}; check the name and the connection"
+            ) from None
+
+    def fill(
+        self,
+        model: nn.Module,
+        config: OmniConfig,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Give every parameter and buffer of a model on the meta device its weights, one at a time."""
+        device = torch.device("cpu" if device == "auto" else device)
+        with ExitStack() as stack:
+            files = {path: stack.enter_context(safe_open(path, "pt")) for path in set(self.files.values())}
+            reader = _Reader(self.files, files)
+            plan = _plan(model, config, set(self.files))
+            wanted = {key for source in plan.values() for key in source.keys}
+            unknown = sorted(key for key in reader.weights if key not in wanted and not UNUSED.search(key))
+            if unknown:
+                raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
+            targets = _tensors(model)
+            for name in set(targets) - set(plan):  # an identity norm that released checkpoints leave out
+                fresh = torch.ones if name.endswith("weight") else torch.zeros
+                _assign(
+                    model, name, fresh(targets[name].shape, dtype=None if dtype == "auto" else dtype, device=device)
+                )
+            wrong = [
+                f"{', '.join(source.keys[:1])} {shape}, want {want}"
+                for name, source in plan.items()
+                if (shape := reader.shape(source)) != (want := tuple(targets[name].shape))
+            ]
+            if wrong:
+                raise ValueError(
+                    f"load: {self.folder} holds tensors of other shapes: {_some(wrong)}; is config.json its own?"
+                )
+            for name, source in plan.items():
+                keep = None if dtype == "auto" else dtype
+                if name.endswith("e_score_correction_bias") or not targets[name].is_floating_point():
+                    keep = targets[name].dtype
+                _assign(model, name, reader.read(source, keep, device))
+        _tie(model, config)
+
+
+class _Reader:
+    """Tensors of the open files by key, dequantised, joined."""
+
+    def __init__(self, where: Mapping[str, Path], files: Mapping[Path, Any]) -> None:
+        self.where, self.files = where, files
+        self.weights = [key for key in where if key.rsplit(".", 1)[-1] not in SCALES]
+
+    def shape(self, source: Source) -> tuple[int, ...]:
+        shapes = [self._shape(key) for key in source.keys]
+        if source.join == "one":
+            return shapes[0]
+        if any(shape[1:] != shapes[0][1:] for shape in shapes) or (source.join == "stack" and len(set(shapes)) > 1):
+            return ()
+        return (len(shapes), *shapes[0]) if source.join == "stack" else (sum(s[0] for s in shapes), *shapes[0][1:])
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        file = self.files[self.where[key]]
+        shape = tuple(file.get_slice(key).get_shape())
+        packed = file.get_slice(key).get_dtype() == "U8"  # NVFP4: two values a byte
+        return (*shape[:-1], 2 * shape[-1]) if packed and f"{key}_scale" in self.where else shape
+
+    def read(self, source: Source, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+        if source.join == "one":
+            return self._one(source.keys[0], dtype).to(device)
+        first = self._one(source.keys[0], dtype)
+        shape = self.shape(source)
+        joined = torch.empty(shape, dtype=first.dtype, device=device)
+        parts = joined.unbind(0) if source.join == "stack" else joined.split([self._shape(k)[0] for k in source.keys])
+        parts[0].copy_(first)
+        for part, key in zip(parts[1:], source.keys[1:], strict=True):
+            part.copy_(self._one(key, dtype))
+        return joined
+
+    def _one(self, key: str, dtype: torch.dtype | None) -> Tensor:
+        tensor = self._tensor(key)
+        prefix = key.removesuffix("weight")
+        scales = {name: self._tensor(prefix + name) for name in SCALES[:2] if prefix + name in self.where}
+        if scales and key.endswith(".weight"):
+            return dequantize(key, {"weight": tensor, **scales}, dtype or torch.bfloat16)
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def _tensor(self, key: str) -> Tensor:
+        return self.files[self.where[key]].get_tensor(key)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name."""
+    return model.state_dict(keep_vars=True)
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Replace a meta tensor by its weights."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if leaf in module._buffers:
+        module._buffers[leaf] = value
+    else:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=value.is_floating_point())
+
+
+def _tie(model: nn.Module, config: OmniConfig) -> None:
+    if config.backbone.tied:
+        model.get_submodule("head")._parameters["weight"] = model.get_submodule("embeddings")._parameters["weight"]
+
+
+def _plan(model: nn.Module, config: OmniConfig, available: set[str]) -> dict[str, Source]:
+    """For each of our tensors the keys it comes from, or ValueError naming what is missing."""
+    plan: dict[str, Source] = {}
+    missing: list[str] = []
+    for name in _tensors(model):
+        if name == "head.weight" and config.backbone.tied:
+            continue
+        options = list(sources(name, config))
+        found = next((option for option in options if set(option.keys) <= available), None)
+        if found:
+            plan[name] = found
+        elif not name.startswith("vision_norm."):
+            missing.append(options[0].keys[0])
+    if missing:
+        raise ValueError(f"load: the checkpoint lacks {_some(missing)}; download it whole, with its own config.json")
+    return plan
+
+
+def save(model: nn.Module, config: OmniConfig, values: Mapping[str, Any], folder: Path, shard_bytes: int) -> None:
+    """Write config.json and dialect A's safetensors in shards; a file appears under its name only when it is whole.
+
+    Raises ValueError when the folder holds another checkpoint's shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, tensor in _upstream(model, config):
+        if size + tensor.nbytes > shard_bytes and shards[-1]:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensor
+        size += tensor.nbytes
+    count = len(shards)
+    names = (
+        [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)] if count > 1 else ["model.safetensors"]
+    )
+    stray = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in names)
+    if stray:
+        raise ValueError(f"save_pretrained: {folder} already holds {_some(stray)}; save to an empty folder")
+    for name, shard in zip(names, shards, strict=True):
+        _whole(folder / name, lambda path, shard=shard: save_file(shard, path, {"format": "pt"}))
+    index = folder / "model.safetensors.index.json"
+    if count > 1:
+        weights = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": weights}, indent=1)
+        _whole(index, lambda path: path.write_text(text))
+    else:
+        index.unlink(missing_ok=True)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    text = json.dumps({**values, "torch_dtype": dtype}, indent=2)
+    _whole(folder / "config.json", lambda path: path.write_text(text))
+
+
+def _upstream(model: nn.Module, config: OmniConfig) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in _tensors(model).items():
+        if name == "head.weight" and config.backbone.tied:
+            continue
+        first = next(sources(name, config))
+        tensor = tensor.detach()
+        parts = tensor.unbind(0) if first.join == "stack" else (tensor,)
+        for key, part in zip(first.keys, parts, strict=True):
+            yield key, part.contiguous()
+
+
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"load: {path} is missing; download the whole checkpoint") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"load: {path}: {error}; download the file again") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"load: {path} holds a {type(values).__name__}, want an object of names and values")
+    return values
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

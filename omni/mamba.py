@@ -1,0 +1,118 @@
+"""Mamba-2 mixer: a gated state-space layer whose memory is constant, over packed sequences.
+
+Source: Mamba-2 (arXiv 2405.21060), as Nemotron Nano 2 (arXiv 2508.14444, section 2.1) uses it: z, x, B, C and dt from
+one projection, a causal convolution over x, B and C, one decay a head, and a grouped gated RMSNorm before the output
+projection. dt is limited to (0, inf) alike in prefill and in decode, and the state is float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from omni.ops import Lengths, causal_conv, gated_group_rms_norm, selective_scan, selective_step
+from omni.state import MambaState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MambaConfig:
+    """heads of head_dim channels; B and C of `state` values shared within `groups`; `taps` of the convolution."""
+
+    heads: int
+    head_dim: int
+    state: int = 128
+    groups: int = 8
+    taps: int = 4
+    chunk: int = 128
+    conv_bias: bool = True
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.heads, self.head_dim, self.state, self.groups, self.chunk)
+        if min(sizes) < 1 or self.taps < 2 or self.heads % self.groups:
+            raise ValueError(
+                f"MambaConfig: {self.heads} heads of {self.head_dim}, state {self.state}, {self.groups} groups, "
+                f"{self.taps} "
+                f"taps, chunk {self.chunk}; heads must be a multiple of groups, taps at least 2, all positive"
+            )
+
+    @property
+    def inner(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """What passes the convolution: x, B and C."""
+        return self.inner + 2 * self.groups * self.state
+
+    @property
+    def state_size(self) -> int:
+        """Elements kept a sequence, whatever its length."""
+        return self.heads * self.head_dim * self.state + (self.taps - 1) * self.channels
+
+
+class Conv(nn.Module):
+    """The depthwise convolution's weights, under the released names."""
+
+    def __init__(self, channels: int, taps: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps).uniform_(-1, 1) / taps**0.5)
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+
+class Scale(nn.Module):
+    """A norm's weight, under the released name."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+
+class Mamba(nn.Module):
+    """One Mamba-2 mixer over packed sequences."""
+
+    def __init__(self, config: MambaConfig, width: int, eps: float) -> None:
+        super().__init__()
+        self.config, self.eps = config, eps
+        self.in_proj = nn.Linear(width, config.inner + config.channels + config.heads, bias=config.bias)
+        self.conv1d = Conv(config.channels, config.taps, config.conv_bias)
+        self.A_log = nn.Parameter(torch.arange(1, config.heads + 1, dtype=torch.float32).log())
+        self.D = nn.Parameter(torch.ones(config.heads))
+        step = torch.empty(config.heads).uniform_(-6.9, -2.3).exp()  # 0.001 to 0.1, log-uniform
+        self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
+        self.norm = Scale(config.inner)
+        self.out_proj = nn.Linear(config.inner, width, bias=config.bias)
+
+    def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> MambaState:
+        """Zeros; always float32, whatever the model's dtype."""
+        c = self.config
+        return MambaState(
+            torch.zeros(sequences, c.taps - 1, c.channels, device=device),
+            torch.zeros(sequences, c.heads, c.head_dim, c.state, device=device),
+        )
+
+    def forward(
+        self, u: Float[Tensor, "tokens width"], lengths: Lengths, state: MambaState | None
+    ) -> Float[Tensor, "tokens width"]:
+        """Scan each sequence from its state (zeros when None), and leave the new state in it."""
+        c = self.config
+        before = state or self.new_state(len(lengths), u.device, u.dtype)
+        z, xbc, dt = self.in_proj(u).split([c.inner, c.channels, c.heads], -1)
+        xbc, history = causal_conv(xbc, self.conv1d.weight.squeeze(1), self.conv1d.bias, lengths, before.history)
+        x, b, cc = xbc.float().split([c.inner, c.groups * c.state, c.groups * c.state], -1)
+        x = x.unflatten(-1, (c.heads, c.head_dim))
+        b, cc = b.unflatten(-1, (c.groups, c.state)), cc.unflatten(-1, (c.groups, c.state))
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        a = -self.A_log.float().exp()
+        if set(lengths) == {1}:
+            y, ssm = selective_step(x, dt, a, b, cc, before.ssm)
+        else:
+            y, ssm = selective_scan(x, dt, a, b, cc, before.ssm, lengths, c.chunk)
+        if state is not None:
+            state.history, state.ssm = history, ssm
+        y = (y + x * self.D.float()[:, None]).flatten(1)  # (tokens, inner)
+        return self.out_proj(gated_group_rms_norm(y, z, self.norm.weight, c.groups, self.eps))

@@ -1,0 +1,168 @@
+"""OmniModel: media → towers → token reduction → projectors → splice → hybrid backbone → logits.
+
+Figure 1 of Nemotron 3 Nano Omni (arXiv 2604.24954): `encode` is its left half, `forward` the right one. Text-only
+models are the same without towers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from encoders.audio import FastConformer
+from encoders.vision import RadioVit
+from omni.backbone import Backbone
+from omni.checkpoint import Checkpoint, save
+from omni.config import OmniConfig
+from omni.hf import from_hf, to_hf
+from omni.mtp import MTP
+from omni.ops import Lengths
+from omni.projector import Projector
+from omni.splice import Features, Spliced, splice
+from omni.state import State
+from processors.batch import Batch, Kind, Media
+from token_reduction import evs, num_kept_per_step, pixel_shuffle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a forward pass gives, packed: one row a token that the backbone read.
+
+    tokens: the ids read, placeholders as long as the features that stood there. lengths: of each sequence. hidden:
+    after the final norm; multi-token prediction goes on from it.
+    """
+
+    logits: Float[Tensor, "tokens vocabulary"]
+    tokens: Int[Tensor, " tokens"]
+    lengths: Lengths
+    hidden: Float[Tensor, "tokens width"]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Each sequence's logits."""
+        return iter(self.logits.split(list(self.lengths)))
+
+
+class OmniModel(nn.Module):
+    """A model of the family, as its config says; parts without a config are absent (None)."""
+
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, eps = config.backbone.width, config.backbone.eps
+        self.embeddings = nn.Embedding(config.backbone.vocabulary, width)
+        self.backbone = Backbone(config.backbone)
+        self.head = nn.Linear(width, config.backbone.vocabulary, bias=False)
+        if config.backbone.tied:
+            self.head.weight = self.embeddings.weight
+        self.mtp = MTP(config.mtp, width, eps) if config.mtp else None
+        self.vision = RadioVit(config.vision) if config.vision else None
+        self.vision_norm = nn.LayerNorm(config.vision.width, eps=1e-6) if config.vision and config.vision_norm else None
+        self.project_vision = Projector(config.vision_projector, width) if config.vision_projector else None
+        self.audio = FastConformer(config.audio) if config.audio else None
+        self.project_audio = Projector(config.audio_projector, width) if config.audio_projector else None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype | Literal["auto"] = "auto",
+        device: torch.device | str = "auto",
+    ) -> OmniModel:
+        """Load a local checkpoint folder, or a repository of the hub by its id; in eval mode.
+
+        dtype "auto" keeps each tensor's own (quantised ones become bfloat16); device "auto" takes CUDA if there is
+        one. Weights stream in one by one: the peak is the model and one tensor. Raises ValueError naming every key
+        that is missing, unknown or of a wrong shape; nothing is loaded then.
+        """
+        checkpoint = Checkpoint.open(path)
+        config = from_hf(checkpoint.config)
+        with torch.device("meta"):
+            model = cls(config)
+        checkpoint.fill(model, config, dtype, "cuda" if device == "auto" and torch.cuda.is_available() else device)
+        return model.eval()
+
+    def save_pretrained(self, path: str | Path, shard_bytes: int = 5_000_000_000) -> None:
+        """Write config.json and safetensors in dialect A, which transformers, mlx-vlm and vLLM load."""
+        save(self, self.config, to_hf(self.config), Path(path), shard_bytes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embeddings.weight.dtype
+
+    def new_state(self, sequences: int = 1, dtype: torch.dtype | None = None) -> State:
+        """An empty memory for a number of sequences, to be passed to `forward`."""
+        return self.backbone.new_state(sequences, dtype)
+
+    def encode(self, media: Media) -> Features:
+        """Left half of figure 1: pixels and sound to the backbone's width, packed, with their number an item."""
+        image, tubelet, seen = self._see(media)
+        audio, heard = self._hear(media)
+        counts: dict[Kind, list[int]] = {"image": seen[0], "tubelet": seen[1], "audio": heard}
+        return Features(image=image, tubelet=tubelet, audio=audio, counts=counts)
+
+    def _see(self, media: Media) -> tuple[Tensor, Tensor, tuple[list[int], list[int]]]:
+        """Images and tubelets in one pass of the tower; clips are thinned out by EVS."""
+        steps = media.clips[:, 0]
+        frame_grids = media.clips[:, 1:].repeat_interleave(steps, 0)
+        grids = torch.cat((media.grids, frame_grids))
+        if not len(grids):
+            return self._nothing(), self._nothing(), ([], [])
+        if self.vision is None or self.project_vision is None:
+            raise ValueError(
+                f"OmniModel: {len(grids)} images or tubelets came, this model has no vision; send text only"
+            )
+        parts = []
+        if len(media.grids):
+            parts.append(self.vision.embed_images(self._cast(media.patches), media.grids))
+        if len(frame_grids):
+            parts.append(self.vision.embed_tubelets(self._cast(media.tubelets), frame_grids))
+        x = self.vision.encode(torch.cat(parts), grids)
+        x = self.vision_norm(x) if self.vision_norm is not None else x
+        x = self.project_vision(pixel_shuffle(x, grids, self.config.shuffle, self.config.shuffle_version))
+        counts = (media.grids // self.config.shuffle).prod(-1)
+        image, tubelet = x.split([int(counts.sum()), len(x) - int(counts.sum())])
+        clips = torch.cat((media.clips[:, :1], media.clips[:, 1:] // self.config.shuffle), 1)
+        mask = evs(tubelet.detach(), clips, media.rates)
+        return image, tubelet[mask], (counts.tolist(), num_kept_per_step(mask, clips).tolist())
+
+    def _hear(self, media: Media) -> tuple[Tensor, list[int]]:
+        """Sounds through their tower; what overlapping chunks share is dropped."""
+        if not len(media.frames):
+            return self._nothing(), []
+        if self.audio is None or self.project_audio is None:
+            raise ValueError(f"OmniModel: {len(media.frames)} sounds came, this model has no hearing; leave them out")
+        x, lengths = self.audio(self._cast(media.mels), media.frames)
+        if bool(media.trims.any()):
+            trims = media.trims.tolist()
+            sounds = zip(x.split(lengths.tolist()), trims, strict=True)
+            x = torch.cat([sound[start : len(sound) - end] for sound, (start, end) in sounds])
+            lengths = lengths - media.trims.sum(-1)
+        return self.project_audio(x), lengths.tolist()
+
+    def embed(self, batch: Batch, features: Features | None = None) -> Spliced:
+        """The backbone's input: ids embedded, features at their slots (encoded now, unless given)."""
+        if features is None and batch.slots:
+            features = self.encode(batch.media)
+        return splice(batch, self.embeddings.weight, features)
+
+    def forward(self, batch: Batch, state: State | None = None, features: Features | None = None) -> Output:
+        """Right half of figure 1. With a state, the sequences go on from it, and it is left at their end."""
+        spliced = self.embed(batch, features)
+        hidden = self.backbone.norm_f(self.backbone(spliced.embeddings, spliced.lengths, state))
+        return Output(logits=self.head(hidden), tokens=spliced.tokens, lengths=spliced.lengths, hidden=hidden)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.device, self.dtype)
+
+    def _nothing(self) -> Tensor:
+        return self.embeddings.weight.new_zeros(0, self.config.backbone.width)

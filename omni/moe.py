@@ -1,0 +1,159 @@
+"""Feed-forward mixers: MLP (ReLU² or gated), mixture of experts, LatentMoE, and the plain linear of pruned children.
+
+Sources: Nemotron 3 Nano (arXiv 2512.20848: sigmoid router with a bias that only selects, shared expert, scale),
+DeepSeek-V3's auxiliary-loss-free balancing behind it; LatentMoE (arXiv 2601.18089: routed experts in a latent of the
+width, router and shared expert on the full width).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from omni.ops import choose_experts, mix_experts, relu2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLPConfig:
+    """down(ReLU²(up x)), or Llama's down(SiLU(gate x) * up x) when `gated`."""
+
+    hidden: int
+    gated: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise ValueError(f"MLPConfig: hidden {self.hidden}; want at least 1, or a no-op block")
+
+
+class MLP(nn.Module):
+    def __init__(self, config: MLPConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.up_proj = nn.Linear(width, config.hidden, bias=config.bias)
+        self.gate_proj = nn.Linear(width, config.hidden, bias=config.bias) if config.gated else None
+        self.down_proj = nn.Linear(config.hidden, width, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        hidden = self.up_proj(x)
+        hidden = relu2(hidden) if self.gate_proj is None else F.silu(self.gate_proj(x)) * hidden
+        return self.down_proj(hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """`experts` of `hidden` neurons, `top_k` of them a token, their weights (normalised when `normalize`) times
+    `scale`.
+
+    shared: neurons of the expert that every token passes (0: none). latent: width of the routed experts' input and
+    output (None: the model's). groups, top_groups: experts are taken from the best groups only.
+    """
+
+    experts: int
+    top_k: int
+    hidden: int
+    shared: int = 0
+    latent: int | None = None
+    scale: float = 1.0
+    router: Literal["sigmoid", "softmax"] = "sigmoid"
+    normalize: bool = True
+    groups: int = 1
+    top_groups: int = 1
+    gated: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.experts or self.hidden < 1 or self.shared < 0:
+            raise ValueError(
+                f"MoEConfig: top {self.top_k} of {self.experts} experts of {self.hidden} neurons, shared "
+                f"{self.shared}; "
+                "want 1 <= top_k <= experts and positive sizes"
+            )
+        if self.experts % self.groups or not 1 <= self.top_groups <= self.groups:
+            raise ValueError(
+                f"MoEConfig: {self.experts} experts in {self.groups} groups, {self.top_groups} chosen; "
+                "groups must divide experts and hold top_groups"
+            )
+        if self.top_k > self.experts // self.groups * self.top_groups:
+            raise ValueError(
+                f"MoEConfig: top {self.top_k} of {self.top_groups} groups of {self.experts // self.groups}; choose "
+                "more groups"
+            )
+
+
+class Router(nn.Module):
+    """Scores of the experts, in float32.
+
+    The bias takes part in the choice only; training moves it to balance the loads.
+    """
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, config: MoEConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.experts, width).normal_(std=width**-0.5))
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.experts))
+
+    def forward(
+        self, x: Float[Tensor, "tokens width"]
+    ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"], Float[Tensor, "tokens experts"]]:
+        """Weights and indices of the chosen experts, and all scores (for balancing)."""
+        c = self.config
+        logits = F.linear(x.float(), self.weight.float())
+        scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
+        chosen = choose_experts(scores + self.e_score_correction_bias.float(), c.top_k, c.groups, c.top_groups)
+        weights = scores.gather(-1, chosen)
+        if c.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * c.scale, chosen, scores
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, stacked."""
+
+    def __init__(self, config: MoEConfig, width: int) -> None:
+        super().__init__()
+        shape = (config.experts, config.hidden, width)
+        self.up_proj = nn.Parameter(torch.empty(shape).normal_(std=width**-0.5))
+        self.gate_proj = nn.Parameter(torch.empty(shape).normal_(std=width**-0.5)) if config.gated else None
+        self.down_proj = nn.Parameter(
+            torch.empty(config.experts, width, config.hidden).normal_(std=config.hidden**-0.5)
+        )
+
+
+class MoE(nn.Module):
+    def __init__(self, config: MoEConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = Router(config, width)
+        self.experts = Experts(config, config.latent or width)
+        self.fc1_latent_proj = nn.Linear(width, config.latent, bias=config.bias) if config.latent else None
+        self.fc2_latent_proj = nn.Linear(config.latent, width, bias=config.bias) if config.latent else None
+        shared = MLPConfig(hidden=config.shared, gated=config.gated, bias=config.bias) if config.shared else None
+        self.shared_experts = MLP(shared, width) if shared else None
+
+    def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        weights, chosen, _ = self.gate(x)
+        latent = self.fc1_latent_proj(x) if self.fc1_latent_proj else x
+        experts = self.experts
+        out = mix_experts(latent, chosen, weights, experts.up_proj, experts.down_proj, experts.gate_proj)
+        out = self.fc2_latent_proj(out) if self.fc2_latent_proj else out
+        return out + self.shared_experts(x) if self.shared_experts else out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearConfig:
+    """A pruned child's block: one linear in place of a mixer."""
+
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOpConfig:
+    """A pruned child's block that is left out: no norm, no mixer, no weights."""

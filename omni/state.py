@@ -1,0 +1,214 @@
+"""State: what a backbone remembers of the sequences it has read, as an explicit argument.
+
+An attention layer keeps the keys and values of every token (growing buffers, one a sequence); a Mamba layer keeps the
+last inputs of its convolution and its state-space state (constant size, float32); other layers keep nothing. The
+model writes into a state given to it. Key and value buffers are only ever appended to, and Mamba tensors are
+replaced, never written into, so a snapshot costs a few references, and restoring one rolls the sequence back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class KVState:
+    """Keys and values of one attention layer: for each sequence a buffer (kv_heads, capacity, head_dim) filled to a
+    length.
+    """
+
+    __slots__ = ("keys", "lengths", "values")
+
+    def __init__(self, sequences: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.keys = [torch.empty(kv_heads, 0, head_dim, device=device, dtype=dtype) for _ in range(sequences)]
+        self.values = [torch.empty_like(keys) for keys in self.keys]
+        self.lengths = [0] * sequences
+
+    def append(
+        self,
+        sequence: int,
+        keys: Float[Tensor, "kv_heads tokens dim"],
+        values: Float[Tensor, "kv_heads tokens dim"],
+    ) -> tuple[Float[Tensor, "kv_heads all dim"], Float[Tensor, "kv_heads all dim"]]:
+        """Add tokens to a sequence and return views of all its keys and values."""
+        start = self.lengths[sequence]
+        stop = start + keys.shape[1]
+        capacity = self.keys[sequence].shape[1]
+        if stop > capacity:
+            capacity = max(stop, capacity + capacity // 2, 64)
+            self.keys[sequence] = _grown(self.keys[sequence], start, capacity)
+            self.values[sequence] = _grown(self.values[sequence], start, capacity)
+        self.keys[sequence][:, start:stop] = keys
+        self.values[sequence][:, start:stop] = values
+        self.lengths[sequence] = stop
+        return self.keys[sequence][:, :stop], self.values[sequence][:, :stop]
+
+    def snapshot(self) -> list[int]:
+        return list(self.lengths)
+
+    def restore(self, lengths: list[int]) -> None:
+        self.lengths = list(lengths)
+
+    def select(self, sequences: Sequence[int]) -> KVState:
+        """A copy that holds just these sequences."""
+        new = object.__new__(KVState)
+        new.lengths = [self.lengths[i] for i in sequences]
+        new.keys = [self.keys[i][:, : self.lengths[i]].clone() for i in sequences]
+        new.values = [self.values[i][:, : self.lengths[i]].clone() for i in sequences]
+        return new
+
+    @staticmethod
+    def join(parts: Sequence[KVState]) -> KVState:
+        new = object.__new__(KVState)
+        new.lengths = [length for part in parts for length in part.lengths]
+        new.keys = [keys for part in parts for keys in part.keys]
+        new.values = [values for part in parts for values in part.values]
+        return new
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens held (buffers may have room for more)."""
+        return sum(
+            2 * length * keys.shape[0] * keys.shape[2] * keys.element_size()
+            for keys, length in zip(self.keys, self.lengths, strict=True)
+        )
+
+
+def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
+    new = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
+    new[:, :used] = buffer[:, :used]
+    return new
+
+
+class MambaState:
+    """Convolution history and state-space state of one Mamba layer, all sequences stacked, float32."""
+
+    __slots__ = ("history", "ssm")
+
+    def __init__(
+        self,
+        history: Float[Tensor, "sequences past channels"],
+        ssm: Float[Tensor, "sequences heads dim state"],
+    ) -> None:
+        self.history, self.ssm = history, ssm
+
+    def snapshot(self) -> tuple[Tensor, Tensor]:
+        return self.history, self.ssm
+
+    def restore(self, saved: tuple[Tensor, Tensor]) -> None:
+        self.history, self.ssm = saved
+
+    def select(self, sequences: Sequence[int]) -> MambaState:
+        rows = list(sequences)
+        return MambaState(self.history[rows], self.ssm[rows])
+
+    @staticmethod
+    def join(parts: Sequence[MambaState]) -> MambaState:
+        return MambaState(torch.cat([p.history for p in parts]), torch.cat([p.ssm for p in parts]))
+
+    @property
+    def nbytes(self) -> int:
+        return self.history.nbytes + self.ssm.nbytes
+
+
+LayerState = KVState | MambaState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A point to which a State can be rolled back; cheap, valid as long as the state only moved forward since."""
+
+    lengths: tuple[int, ...]
+    layers: tuple[object, ...]
+
+
+class State:
+    """The memory of a batch of sequences: one entry a layer, and the tokens each sequence has read.
+
+    Made by `Backbone.new_state` (empty) and filled by passing it to the model. `join` puts sequences of several states
+    side by side, `split` and `select` take them apart, `clone` forks.
+    """
+
+    __slots__ = ("layers", "lengths")
+
+    def __init__(self, layers: tuple[LayerState, ...], lengths: Sequence[int]) -> None:
+        self.layers, self.lengths = layers, tuple(lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def advance(self, lengths: Sequence[int]) -> None:
+        """Count the tokens that the layers have just read."""
+        self.lengths = tuple(a + b for a, b in zip(self.lengths, lengths, strict=True))
+
+    def snapshot(self) -> Snapshot:
+        """Remember this point; costs references, not copies."""
+        return Snapshot(self.lengths, tuple(layer and layer.snapshot() for layer in self.layers))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Roll every sequence back to the snapshot.
+
+        Raises ValueError if a sequence is shorter now than it was then: its later keys may have been overwritten.
+        """
+        if len(snapshot.lengths) != len(self.lengths) or any(
+            now < then for now, then in zip(self.lengths, snapshot.lengths, strict=True)
+        ):
+            raise ValueError(
+                f"State.restore: the snapshot holds {list(snapshot.lengths)} tokens, the state {list(self.lengths)}; "
+                "restore the newest snapshot first, or fork with clone()"
+            )
+        for layer, saved in zip(self.layers, snapshot.layers, strict=True):
+            if layer is not None:
+                layer.restore(saved)  # pyright: ignore[reportArgumentType]  (the pair comes from the same class)
+        self.lengths = snapshot.lengths
+
+    def select(self, sequences: Sequence[int]) -> State:
+        """A copy with just these sequences, in this order; later writes to either leave the other alone."""
+        wrong = [i for i in sequences if not 0 <= i < len(self)]
+        if wrong or not sequences:
+            raise ValueError(
+                f"State.select: sequences {list(sequences)} came for a state of {len(self)}; pass indices 0 to "
+                f"{len(self) - 1}"
+            )
+        return State(
+            tuple(layer and layer.select(sequences) for layer in self.layers),
+            [self.lengths[i] for i in sequences],
+        )
+
+    def clone(self) -> State:
+        """A fork: what one reads later, the other does not know."""
+        return self.select(range(len(self)))
+
+    def split(self) -> list[State]:
+        """Each sequence as a state of its own."""
+        return [self.select([i]) for i in range(len(self))]
+
+    @classmethod
+    def join(cls, states: Sequence[State]) -> State:
+        """Put the sequences of several states side by side. The parts must not be used afterwards (clone them to keep
+        them).
+
+        Raises ValueError when the states come from different models.
+        """
+        if not states:
+            raise ValueError("State.join: no state came; pass at least one")
+        kinds = [[type(layer) for layer in state.layers] for state in states]
+        if any(kind != kinds[0] for kind in kinds):
+            raise ValueError(
+                f"State.join: states of {[len(kind) for kind in kinds]} layers of different kinds came; "
+                "join states of one model"
+            )
+        layers: list[LayerState] = []
+        for column in zip(*(state.layers for state in states), strict=True):
+            first = column[0]
+            layers.append(None if first is None else type(first).join(column))  # pyright: ignore[reportArgumentType]  (one class a column, checked above)
+        return cls(tuple(layers), [length for state in states for length in state.lengths])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is remembered."""
+        return sum(layer.nbytes for layer in self.layers if layer is not None)
