@@ -83,7 +83,7 @@ def _read_omni(f: Fields) -> OmniConfig:
         clip_keeps_aspect=tubelets.get("video_maintain_aspect_ratio", bool(tubelets)),
         mean=tuple(f.take("norm_mean", default=CLIP_MEAN)),
         std=tuple(f.take("norm_std", default=CLIP_STD)),
-        pruning=f.take("video_pruning_rate", default=0.0),
+        pruning=float(f.take("video_pruning_rate", default=0.0)),
         context=f.take("max_sequence_length", default=131072),
     )
     f.expect("select_layer", value=-1, why="features are the tower's last")
@@ -153,7 +153,7 @@ def _read_vision(f: Fields, patch: int) -> tuple[VisionConfig, dict[str, Any], t
         prefix_tokens=_read_prefix(f, args),
         positions=max_size // patch,
         tubelet_frames=frames,
-        eps=f.take("layer_norm_eps", default=1e-6),
+        eps=float(f.take("layer_norm_eps", default=1e-6)),
     )
     # A teacher's training recipe fills the rest of `args`; the tower's shape is what was read above.
     f.done(
@@ -272,7 +272,7 @@ def _write_omni(c: OmniConfig, text: dict[str, Any]) -> dict[str, Any]:
     if c.audio and c.audio_projector:
         a = c.audio
         values["sound_config"] = {
-            "model_type": "parakeet",
+            "model_type": "parakeet_encoder",
             "hidden_size": a.width,
             "num_hidden_layers": a.depth,
             "num_attention_heads": a.heads,

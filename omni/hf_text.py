@@ -1,7 +1,8 @@
 """Language configs: upstream's names ↔ ours, for Nemotron-H (Nano 2, Nano 3, Super), Llama and Llama-Nemotron (DeciLM).
 
 Every key of a config.json is either used, known to change nothing, or refused by name; two aliases that disagree are
-refused too. A child whose layers differ is written with `omni_blocks`, one typed config a layer.
+refused too. A child whose layers differ is written with `omni_blocks` (and `omni_mtp_blocks`), one typed config a
+layer.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Fields:
             raise ValueError(f"{self.where}: {' / '.join(names)} is {got!r}, only {value!r} is supported ({why})")
 
     def section(self, *names: str) -> Fields:
-        return Fields(self.take(*names), f"{self.where}: {names[0]}")
+        name = next((name for name in names if self.has(name)), names[0])
+        return Fields(self.take(*names), f"{self.where}: {name}")
 
     def done(self, inert: frozenset[str] = frozenset()) -> None:
         """Refuse what was neither read nor is known to change nothing."""
@@ -115,7 +117,7 @@ def read_ids(fields: Fields) -> tuple[int | None, tuple[int, ...], int | None]:
 
 
 def _read_nemotron_h(f: Fields) -> tuple[BackboneConfig, MTPConfig | None]:
-    eps = f.take("layer_norm_epsilon", "rms_norm_eps", default=1e-5)
+    eps = float(f.take("layer_norm_epsilon", "rms_norm_eps", default=1e-5))
     f.expect("residual_in_fp32", value=False, why="the residual stream has the model's dtype")
     f.expect("mamba_hidden_act", value="silu", why="the released activation")
     f.expect("mlp_hidden_act", value="relu2", why="the released activation")
@@ -123,24 +125,21 @@ def _read_nemotron_h(f: Fields) -> tuple[BackboneConfig, MTPConfig | None]:
     low, high = (_infinity(edge) for edge in limit)
     if (low, high) != (0.0, math.inf):
         raise ValueError(f"{f.where}: time_step_limit is {limit}, only (0, inf) is supported (as released)")
-    bias = f.take("use_bias", default=False)
-    blocks = f.take("omni_blocks", default=None)
-    layers = None if blocks is not None else _read_pattern(f, "layers_block_type", "hybrid_override_pattern")
+    own, own_mtp = f.take("omni_blocks", default=None), f.take("omni_mtp_blocks", default=None)
+    layers = _read_pattern(f, "layers_block_type", "hybrid_override_pattern") if own is None else ""
     depth = f.take("num_nextn_predict_layers", default=0)
-    ahead = _read_pattern(f, "mtp_layers_block_type", "mtp_hybrid_override_pattern", default="*E") if depth else ""
-    f.take("mtp_layers_block_type", "mtp_hybrid_override_pattern", default=None) if not depth else None
+    ahead = _read_pattern(f, "mtp_layers_block_type", "mtp_hybrid_override_pattern", default="*E")
+    ahead = ahead if depth and own_mtp is None else ""
     kinds: dict[str, BlockConfig] = {}
-    used = set(layers or "") | set(ahead)
+    used = set(layers) | set(ahead)
     make = {MAMBA: _read_mamba, ATTENTION: _read_attention, MOE: _read_moe, MLPS: _read_mlp}
     for kind, read in make.items():
         if kind in used:
-            kinds[kind] = read(f, bias)
+            kinds[kind] = read(f)
         else:
             _skip(f, kind)
-    if blocks is not None:
-        made = tuple(_block_from_dict(block, f.where) for block in blocks)
-    else:
-        made = tuple(kinds[kind] for kind in layers or "")
+    made = tuple(_block_from_dict(block, f.where) for block in own or ()) or tuple(kinds[kind] for kind in layers)
+    made_mtp = tuple(_block_from_dict(block, f.where) for block in own_mtp or ()) or tuple(kinds[k] for k in ahead)
     count = f.take("num_hidden_layers", default=len(made))
     if count != len(made):
         raise ValueError(f"{f.where}: num_hidden_layers is {count}, the pattern has {len(made)}; make them agree")
@@ -152,7 +151,7 @@ def _read_nemotron_h(f: Fields) -> tuple[BackboneConfig, MTPConfig | None]:
         tied=f.take("tie_word_embeddings", default=False),
     )
     f.used |= TEXT_INERT
-    return backbone, MTPConfig(blocks=tuple(kinds[kind] for kind in ahead), depth=depth) if depth else None
+    return backbone, MTPConfig(blocks=made_mtp, depth=depth) if depth else None
 
 
 def _infinity(edge: Any) -> float:
@@ -193,7 +192,7 @@ ALIASES = {
 }
 
 
-def _read_mamba(f: Fields, bias: bool) -> MambaConfig:
+def _read_mamba(f: Fields) -> MambaConfig:
     return MambaConfig(
         heads=f.take(*ALIASES["mamba_heads"]),
         head_dim=f.take("mamba_head_dim"),
@@ -202,26 +201,26 @@ def _read_mamba(f: Fields, bias: bool) -> MambaConfig:
         taps=f.take(*ALIASES["taps"], default=4),
         chunk=f.take(*ALIASES["chunk"], default=128),
         conv_bias=f.take(*ALIASES["conv_bias"], default=True),
-        bias=f.take("mamba_proj_bias", default=False) or bias,
+        bias=any([f.take("use_bias", default=False), f.take("mamba_proj_bias", default=False)]),
     )
 
 
-def _read_attention(f: Fields, bias: bool) -> AttentionConfig:
+def _read_attention(f: Fields) -> AttentionConfig:
     heads = f.take("num_attention_heads")
     return AttentionConfig(
         heads=heads,
         kv_heads=f.take("num_key_value_heads", default=heads),
         head_dim=f.take("head_dim", "attention_head_dim", default=0) or f.values["hidden_size"] // heads,
         window=f.take("sliding_window", default=None),
-        bias=f.take("attention_bias", default=False) or bias,
+        bias=f.take("attention_bias", default=False),
     )
 
 
-def _read_mlp(f: Fields, bias: bool) -> MLPConfig:
-    return MLPConfig(hidden=f.take("intermediate_size"), bias=f.take("mlp_bias", default=False) or bias)
+def _read_mlp(f: Fields) -> MLPConfig:
+    return MLPConfig(hidden=f.take("intermediate_size"), bias=f.take("mlp_bias", default=False))
 
 
-def _read_moe(f: Fields, bias: bool) -> MoEConfig:
+def _read_moe(f: Fields) -> MoEConfig:
     shared = f.take("moe_shared_expert_intermediate_size", default=0) * f.take("n_shared_experts", default=1)
     return MoEConfig(
         experts=f.take(*ALIASES["experts"]),
@@ -229,19 +228,19 @@ def _read_moe(f: Fields, bias: bool) -> MoEConfig:
         hidden=f.take("moe_intermediate_size"),
         shared=shared,
         latent=f.take("moe_latent_size", default=None),
-        scale=f.take("routed_scaling_factor", default=1.0),
+        scale=float(f.take("routed_scaling_factor", default=1.0)),
         router=f.take("omni_router", default="sigmoid"),
         normalize=f.take("norm_topk_prob", default=True),
         groups=f.take("n_group", default=1),
         top_groups=f.take("topk_group", default=1),
-        bias=f.take("mlp_bias", default=False) or bias,
+        bias=f.take("mlp_bias", default=False),
     )
 
 
 def _skip(f: Fields, kind: str) -> None:
     """Settings of a kind of layer that the model has none of: read and unused."""
     names = {
-        MAMBA: ("mamba_head_dim", "mamba_proj_bias", *(n for k in list(ALIASES)[:6] for n in ALIASES[k])),
+        MAMBA: ("mamba_head_dim", "mamba_proj_bias", "use_bias", *(n for k in list(ALIASES)[:6] for n in ALIASES[k])),
         ATTENTION: (
             *("num_attention_heads", "num_key_value_heads", "head_dim", "attention_head_dim"),
             *("sliding_window", "attention_bias"),
@@ -306,7 +305,7 @@ def _read_llama(f: Fields) -> BackboneConfig:
         width=width,
         vocabulary=f.take("vocab_size"),
         blocks=tuple(blocks),
-        eps=f.take("rms_norm_eps", default=1e-6),
+        eps=float(f.take("rms_norm_eps", default=1e-6)),
         tied=f.take("tie_word_embeddings", default=False),
     )
 
@@ -391,7 +390,7 @@ def _write_nemotron_h(b: BackboneConfig, mtp: MTPConfig | None) -> dict[str, Any
     if isinstance(m, MambaConfig):
         values |= {"mamba_num_heads": m.heads, "mamba_head_dim": m.head_dim, "ssm_state_size": m.state}
         values |= {"n_groups": m.groups, "conv_kernel": m.taps, "chunk_size": m.chunk, "use_conv_bias": m.conv_bias}
-        values |= {"mamba_proj_bias": m.bias}
+        values |= {"mamba_proj_bias": m.bias, "use_bias": m.bias}
     if isinstance(a, AttentionConfig):
         values |= {"num_attention_heads": a.heads, "num_key_value_heads": a.kv_heads, "head_dim": a.head_dim}
         values |= {"sliding_window": a.window, "attention_bias": a.bias}
@@ -404,8 +403,7 @@ def _write_nemotron_h(b: BackboneConfig, mtp: MTPConfig | None) -> dict[str, Any
     if isinstance(f, MLPConfig):
         values |= {"intermediate_size": f.hidden, "mlp_bias": f.bias}
     if mtp:
-        values |= {"num_nextn_predict_layers": mtp.depth}
-        values |= {"mtp_hybrid_override_pattern": "".join(letters[type(block)] for block in mtp.blocks)}
+        values["num_nextn_predict_layers"] = mtp.depth
     uniform = all(one.get(type(block)) == block for block in blocks) and not any(
         (isinstance(x, AttentionConfig) and x.rope) or (isinstance(x, MLPConfig | MoEConfig) and x.gated)
         for x in blocks
@@ -413,8 +411,10 @@ def _write_nemotron_h(b: BackboneConfig, mtp: MTPConfig | None) -> dict[str, Any
     biases = {block.bias for block in (e, f) if isinstance(block, MLPConfig | MoEConfig)}
     if uniform and len(biases) <= 1:
         values["hybrid_override_pattern"] = "".join(letters[type(block)] for block in b.blocks)
+        values |= {"mtp_hybrid_override_pattern": "".join(letters[type(x)] for x in mtp.blocks)} if mtp else {}
     else:
         values["omni_blocks"] = [_block_to_dict(block) for block in b.blocks]
+        values |= {"omni_mtp_blocks": [_block_to_dict(block) for block in mtp.blocks]} if mtp else {}
     return values
 
 

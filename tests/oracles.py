@@ -138,7 +138,12 @@ def omni_model(pattern: str = "ME*-E", **changes: Any) -> NemotronH_Omni_Reasoni
     config = NemotronH_Omni_Reasoning_V3_Config(
         text_config={"model_type": "nemotron_h", **TEXT, "hybrid_override_pattern": pattern, **changes},
         vision_config={"model_type": "radio", **VISION, "video_temporal_patch_size": 2},
-        audio_config={"model_type": "parakeet_encoder", **AUDIO, "projection_hidden_size": 40, "projection_bias": False},
+        audio_config={
+            "model_type": "parakeet_encoder",
+            **AUDIO,
+            "projection_hidden_size": 40,
+            "projection_bias": False,
+        },
         vision_hidden_size=32,
         projector_hidden_size=64,
         image_token_id=18,

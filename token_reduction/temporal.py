@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-FIRST = 255.0  # the score of a first tubelet's tokens: above any changes
+FIRST = 255.0  # the score of a first tubelet's tokens: above any change
+BLOCK = 2**20  # feature values scored at a time, so that their wide copies stay small beside the clip
 
 
 def num_kept(steps: int, places: int, rate: float) -> int:
@@ -36,10 +37,22 @@ def num_kept(steps: int, places: int, rate: float) -> int:
 def changes(
     features: Float[Tensor, "steps places width"], score_dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "steps places"]:
-    """1 - cosine between each token and the one before it at its place; 255 for the first tubelet."""
-    wide = features.to(score_dtype)
-    changed = 1 - F.cosine_similarity(wide[1:], wide[:-1], dim=-1)
-    return torch.cat((torch.full_like(wide[:1, :, 0], FIRST), changed))
+    """1 - cosine between each token and the one before it at its place; 255 for the first tubelet.
+
+    Raises ValueError for features that are not finite: they have no order.
+    """
+    steps, places, width = features.shape
+    scores = torch.full((steps, places), FIRST, dtype=score_dtype, device=features.device)
+    block = max(1, BLOCK // max(1, places * width))
+    for start in range(1, steps, block):
+        wide = features[start - 1 : start + block].to(score_dtype)
+        scores[start : start + block] = 1 - F.cosine_similarity(wide[1:], wide[:-1], dim=-1)
+    if bool(scores.isnan().any()):
+        raise ValueError(
+            f"evs: features of {steps} tubelets of {places} tokens are not all finite; "
+            "run the tower and its projector in float32 or bfloat16"
+        )
+    return scores
 
 
 @torch.no_grad()
@@ -56,6 +69,8 @@ def evs(
     """
 
     def choose(clip: Tensor, keep: int) -> Tensor:
+        if keep == clip.shape[0] * clip.shape[1]:  # nothing to choose, so nothing to score
+            return torch.ones(keep, dtype=torch.bool, device=clip.device)
         return _best(changes(clip, score_dtype).flatten(), keep)
 
     return _each_clip(features, clips, rates, choose)
@@ -105,9 +120,16 @@ def evs_step(
     places = len(features)
     if (before is None) != (step == 0):
         raise ValueError(f"evs_step: tubelet {step} came {'without' if before is None else 'with'} the one before it")
+    kept = num_kept(step + 1, places, rate)
     if before is None:
         return torch.ones(places, dtype=torch.bool, device=features.device)
-    share = num_kept(step + 1, places, rate) - num_kept(step, places, rate)
+    if before.shape != features.shape:
+        raise ValueError(
+            f"evs_step: a tubelet of shape {tuple(features.shape)} came after one of {tuple(before.shape)}; "
+            "begin another clip with step 0 and nothing before"
+        )
+    share = kept - num_kept(step, places, rate)
+    assert 0 <= share <= places
     return _best(changes(torch.stack((before, features)), score_dtype)[1], share)
 
 
@@ -138,7 +160,8 @@ def random_dropping(
     """Baseline: as many tokens as `evs` keeps, drawn evenly from the whole clip."""
 
     def choose(clip: Tensor, keep: int) -> Tensor:
-        draw = torch.rand(clip.shape[0] * clip.shape[1], generator=generator)
+        device = generator.device if generator else None
+        draw = torch.rand(clip.shape[0] * clip.shape[1], generator=generator, device=device)
         return _best(draw, keep).to(clip.device)
 
     return _each_clip(features, clips, rates, choose)
@@ -170,7 +193,15 @@ def uniform_dropping(
 
 
 def num_kept_per_step(mask: Bool[Tensor, " tokens"], clips: Int[Tensor, "clips 3"]) -> Int[Tensor, " steps"]:
-    """How many tokens are kept of each tubelet, all clips' tubelets one behind the other."""
+    """How many tokens are kept of each tubelet, all clips' tubelets one behind the other; on the CPU.
+
+    Raises ValueError when the clips do not add up to the mask.
+    """
+    if int(clips.prod(-1).sum()) != len(mask):
+        raise ValueError(
+            f"num_kept_per_step: a mask of {len(mask)} came for clips {clips.tolist()}; "
+            "want steps * rows * cols of each"
+        )
     sizes = torch.cat([torch.full((steps,), rows * cols) for steps, rows, cols in clips.tolist()] or [torch.zeros(0)])
     steps = torch.arange(len(sizes)).repeat_interleave(sizes.long())
     return torch.bincount(steps[mask.cpu()], minlength=len(sizes))
@@ -186,12 +217,16 @@ def _best(scores: Tensor, keep: int) -> Tensor:
 def _split(features: Tensor, clips: Tensor, rates: Tensor) -> list[tuple[Tensor, float]]:
     """Each clip as (steps, places, width) with its rate."""
     sizes = clips.prod(-1).tolist()
+    if bool((clips < 1).any()):
+        raise ValueError(f"evs: clips {clips.tolist()} hold an empty one; leave clips without tokens out")
     if sum(sizes) != len(features):
         raise ValueError(
             f"evs: {len(features)} tokens came for clips {clips.tolist()}; want steps * rows * cols of each"
         )
     if rates.dtype != torch.float64:
         raise ValueError(f"evs: rates are {rates.dtype}; want float64, since int(n * (1 - rate)) depends on every bit")
+    if len(rates) != len(clips):
+        raise ValueError(f"evs: {len(rates)} rates came for {len(clips)} clips; give each clip its own")
     parts = zip(features.split(sizes), clips[:, 0].tolist(), rates.tolist(), strict=True)
     return [(part.unflatten(0, (steps, -1)), rate) for part, steps, rate in parts]
 

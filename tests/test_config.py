@@ -1,0 +1,283 @@
+"""Configs: released layouts are read, aliases agree, nothing is dropped in silence, and sizes come out as published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import released
+
+from omni.anatomy import anatomy, groups
+from omni.attention import AttentionConfig, RopeConfig
+from omni.backbone import BackboneConfig
+from omni.config import MediaConfig, OmniConfig
+from omni.hf import from_hf, to_hf
+from omni.mamba import MambaConfig
+from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
+from omni.mtp import MTPConfig
+from omni.projector import ProjectorConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "language", "active", "with_embedding"),
+    [
+        (released.nano_3(), 31.58, 3.23, 3.58),
+        (released.nemotron_super(), 120.67, 12.23, 12.77),
+        (released.nano_2(), 8.89, 8.30, 8.89),
+    ],
+    ids=["Nano 3", "Super", "Nano 2 9B"],
+)
+def test_parameters_come_out_as_published(
+    values: dict[str, Any], language: float, active: float, with_embedding: float
+) -> None:
+    found = anatomy(from_hf(values))
+    assert round(found.language / 1e9, 2) == language
+    assert round(found.active / 1e9, 2) == active
+    assert round((found.active + found.embedding) / 1e9, 2) == with_embedding
+
+
+def test_the_omni_weighs_what_its_checkpoint_does() -> None:
+    found = anatomy(from_hf(released.omni()))
+    assert round(found.bytes_at(16) / 2**30, 1) == 61.5
+    assert found.kv_elements == 3072
+    assert found.cache_bytes(1) - found.cache_bytes(0) == 6 * 1024
+    ssm = sum(
+        b.heads * b.head_dim * b.state for b in from_hf(released.omni()).backbone.blocks if isinstance(b, MambaConfig)
+    )
+    assert round(ssm / 1e6, 2) == 12.06
+
+
+def test_the_released_layouts_say_what_they_are() -> None:
+    omni, v2 = from_hf(released.omni()), from_hf(released.v2_vl())
+    assert omni.vision is not None
+    assert (omni.vision.prefix_tokens, omni.vision.positions, omni.vision.tubelet_frames) == (10, 128, 2)
+    assert omni.audio is not None
+    assert omni.media == MediaConfig(audio_token=27, pruning=0.7)
+    assert v2.vision is not None
+    assert v2.vision.tubelet_frames == 1
+    assert v2.audio is None
+    assert (v2.media.tile, v2.media.max_tiles, v2.media.clip_patches, v2.media.clip_keeps_aspect) == (
+        512,
+        12,
+        1024,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        released.nano_3(),
+        released.nemotron_super(),
+        released.nano_2(),
+        released.omni(),
+        released.v2_vl(),
+        released.omni(llm_config=released.nemotron_super()),
+    ],
+)
+def test_what_is_written_reads_back_the_same(values: dict[str, Any]) -> None:
+    config = from_hf(values)
+    assert from_hf(to_hf(config)) == config
+
+
+TEXT_ALIASES = [
+    ("n_groups", "mamba_n_groups"),
+    ("n_groups", "mamba_num_groups"),
+    ("ssm_state_size", "mamba_state_dim"),
+    ("ssm_state_size", "mamba_d_state"),
+    ("conv_kernel", "mamba_d_conv"),
+    ("chunk_size", "mamba_chunk_size"),
+    ("mamba_num_heads", "mamba_n_heads"),
+    ("n_routed_experts", "num_local_experts"),
+    ("time_step_limit", "mamba_dt_limit"),
+    ("use_conv_bias", "mamba_conv_bias"),
+]
+OMNI_ALIASES = [
+    ("llm_config", "text_config"),
+    ("sound_config", "audio_config"),
+    ("vit_hidden_size", "vision_hidden_size"),
+    ("img_context_token_id", "image_context_token_id"),
+    ("img_context_token_id", "image_token_id"),
+    ("video_context_token_id", "video_token_id"),
+    ("sound_context_token_id", "audio_token_id"),
+]
+
+
+def renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if name == old else name: value for name, value in values.items()}
+
+
+@pytest.mark.parametrize(("old", "new"), TEXT_ALIASES)
+def test_each_alias_of_the_language_config_means_the_same(old: str, new: str) -> None:
+    values = released.nano_3(conv_kernel=3, chunk_size=64)
+    assert from_hf(renamed(values, old, new)) == from_hf(values)
+    if old != "time_step_limit":
+        with pytest.raises(ValueError, match=f"{old}.*disagree"):
+            from_hf(values | {new: 999})
+
+
+@pytest.mark.parametrize(("old", "new"), OMNI_ALIASES)
+def test_each_alias_of_the_omni_config_means_the_same(old: str, new: str) -> None:
+    assert from_hf(renamed(released.omni(), old, new)) == from_hf(released.omni())
+
+
+def test_layers_may_be_a_pattern_or_lists_of_either_vocabulary() -> None:
+    want = from_hf(released.nano_3())
+    for words in (
+        {"M": "mamba", "*": "attention", "E": "moe"},
+        {"M": "linear_attention", "*": "full_attention", "E": "moe"},
+    ):
+        values = released.nano_3(layers_block_type=[words[letter] for letter in released.NANO_3])
+        assert from_hf(values) == want
+        values.pop("hybrid_override_pattern")
+        assert from_hf(values) == want
+
+
+@pytest.mark.parametrize("infinity", [float("inf"), "Infinity", {"__float__": "Infinity"}])
+def test_infinity_may_be_written_in_each_way(infinity: object) -> None:
+    assert from_hf(released.nano_3(time_step_limit=[0.0, infinity])) == from_hf(released.nano_3())
+
+
+def test_patch_limits_may_sit_at_the_top_or_in_the_vision_config() -> None:
+    values = released.omni(min_num_patches=256, max_num_patches=2048)
+    assert (from_hf(values).media.min_patches, from_hf(values).media.max_patches) == (256, 2048)
+    values = released.omni()
+    values["vision_config"]["args"].pop("max_num_patches")
+    values["vision_config"]["max_num_patches"] = 4096
+    assert from_hf(values).media.max_patches == 4096
+
+
+def llama(**changes: Any) -> dict[str, Any]:
+    return {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        "hidden_size": 64,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 3,
+        "vocab_size": 96,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "bos_token_id": 128000,
+        "eos_token_id": [128001, 128008, 128009],
+        "block_configs": [
+            {
+                "attention": {
+                    "n_heads_in_group": 4,
+                    "no_op": False,
+                    "replace_with_linear": False,
+                    "window_length": None,
+                },
+                "ffn": {"ffn_mult": 1.3, "no_op": False, "replace_with_linear": False},
+            },
+            {
+                "attention": {"n_heads_in_group": None, "no_op": True},
+                "ffn": {"ffn_mult": None, "replace_with_linear": True},
+            },
+            {"attention": {"replace_with_linear": True}, "ffn": {"no_op": True}},
+        ],
+        **changes,
+    }
+
+
+def test_a_llama_nemotron_child_has_a_block_of_its_own_in_each_layer() -> None:
+    config = from_hf(llama())
+    rope = RopeConfig(theta=500000.0, factor=8.0, low=1.0, high=4.0, original=8192)
+    assert config.backbone.blocks == (
+        AttentionConfig(heads=8, kv_heads=2, head_dim=8, rope=rope),
+        MLPConfig(hidden=256, gated=True),  # 2 * 1.3 * 64 / 3 = 55, up to a multiple of 256
+        NoOpConfig(),
+        LinearConfig(),
+        LinearConfig(),
+        NoOpConfig(),
+    )
+    assert config.keys == "llama"
+    assert from_hf(to_hf(config)) == config
+    assert [count for _, count in groups(config.backbone.blocks)] == [1, 1, 2, 2]
+
+
+def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
+    blocks = (
+        MambaConfig(heads=4, head_dim=8, groups=2),
+        MoEConfig(experts=4, top_k=2, hidden=8, router="softmax", gated=True),
+        MoEConfig(experts=3, top_k=1, hidden=8),
+        AttentionConfig(heads=4, kv_heads=2, head_dim=8, window=64, rope=RopeConfig(theta=99.0)),
+        NoOpConfig(),
+        LinearConfig(),
+        MLPConfig(hidden=12),
+    )
+    mtp = MTPConfig(blocks=(AttentionConfig(heads=4, kv_heads=2, head_dim=8),), depth=2)
+    config = OmniConfig(backbone=BackboneConfig(width=32, vocabulary=64, blocks=blocks), mtp=mtp)
+    assert from_hf(to_hf(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (released.nano_3(surprise=1, another=2), "unknown another, surprise"),
+        (released.omni(surprise=1), "config.json: unknown surprise"),
+        (released.omni(vision_config={"args": {}, "surprise": 1}), "vision_config: unknown surprise"),
+        (released.omni(sound_config=released.SOUND | {"surprise": 1}), "sound_config: unknown surprise"),
+        (released.omni(sound_config=released.SOUND | {"scale_input": True}), "scale_input is True"),
+        (released.omni(llm_config=released.nano_3(surprise=1)), "llm_config: unknown surprise"),
+        (released.omni(llm_config=3), "llm_config: int came"),
+        ({k: v for k, v in released.nano_3().items() if k != "hidden_size"}, "hidden_size is missing"),
+        (
+            {k: v for k, v in released.nano_3().items() if k != "hybrid_override_pattern"},
+            "hybrid_override_pattern is missing",
+        ),
+        (released.nano_3(hybrid_override_pattern="MEQ"), "holds .'Q'."),
+        (released.nano_3(layers_block_type=["mamba", "what"]), "holds .'what'."),
+        (released.nano_3(layers_block_type=["mamba"]), "disagree"),
+        (released.nano_3(num_hidden_layers=3), "num_hidden_layers is 3"),
+        (released.nano_3(time_step_limit=[0.0, 0.1]), "time_step_limit"),
+        (released.nano_3(mlp_hidden_act="gelu"), "mlp_hidden_act is 'gelu'"),
+        (released.nano_3(residual_in_fp32=True), "residual_in_fp32"),
+        (released.nano_3(omni_blocks=[{"kind": "What"}]), "kind 'What'"),
+        (released.nano_3(omni_blocks=[{"kind": "MLPConfig", "size": 3}]), "MLPConfig"),
+        (released.omni(vit_hidden_size=640), "vit_hidden_size is 640"),
+        (released.omni(downsample_ratio=0.3), "downsample_ratio 0.3"),
+        (released.omni(video_temporal_patch_size=4), "video_temporal_patch_size is 4"),
+        (released.omni(vision_config={"args": {"model": "resnet50"}}), "resnet50"),
+        (llama(num_hidden_layers=4), "block_configs has 3"),
+        (llama(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
+        (llama(block_configs=None), "intermediate_size is missing"),
+        (llama(block_configs=[{"attention": {}, "ffn": {"no_op": True}}] * 3), "n_heads_in_group is missing"),
+        (llama(block_configs=[{"attention": {"no_op": True}, "ffn": {}}] * 3), "ffn_mult is missing"),
+        (llama(block_configs=[{"attention": {"num_sink_tokens": 4}, "ffn": {}}] * 3), "num_sink_tokens is set"),
+        (llama(block_configs=[{"attention": {"no_op": True}, "ffn": {"sparsify": [1]}}] * 3), "sparsify is set"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_hf(values)
+
+
+def test_configs_that_do_not_fit_together_are_refused() -> None:
+    config = from_hf(released.omni())
+    parts = {"backbone": config.backbone, "vision": config.vision, "audio": config.audio}
+    with pytest.raises(ValueError, match="without its projector"):
+        OmniConfig(**parts)
+    with pytest.raises(ValueError, match="shuffled 2x2 gives 5120"):
+        OmniConfig(backbone=config.backbone, vision=config.vision, vision_projector=ProjectorConfig(width=8, hidden=8))
+    with pytest.raises(ValueError, match="audio projector of width 8"):
+        OmniConfig(backbone=config.backbone, audio=config.audio, audio_projector=ProjectorConfig(width=8, hidden=8))
+    with pytest.raises(ValueError, match="both must be positive"):
+        ProjectorConfig(width=0, hidden=8)
+    with pytest.raises(ValueError, match="pruning rate 1"):
+        MediaConfig(pruning=1.0)
+    with pytest.raises(ValueError, match="min <= max"):
+        MediaConfig(min_patches=9, max_patches=8)
+    with pytest.raises(ValueError, match="at least one of each"):
+        MTPConfig(blocks=())
+    with pytest.raises(ValueError, match="no released layout"):
+        to_hf(OmniConfig(backbone=config.backbone, audio=config.audio, audio_projector=config.audio_projector))
+    with pytest.raises(ValueError, match="rotary"):
+        to_hf(OmniConfig(backbone=BackboneConfig(width=8, vocabulary=8, blocks=(NoOpConfig(),) * 2), keys="llama"))

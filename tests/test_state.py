@@ -1,0 +1,80 @@
+"""The state: snapshots roll back exactly, forks are apart, join and split undo one another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_scan import backbone
+
+from omni.state import State
+
+
+def tokens(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_a_restored_snapshot_continues_as_if_nothing_had_been_read_since() -> None:
+    model = backbone()
+    state = model.new_state(2)
+    model(tokens(30, 1), (20, 10), state)
+    snapshot = state.snapshot()
+    want = model(tokens(7, 2), (3, 4), state.clone())
+    model(tokens(50, 3), (30, 20), state)
+    state.restore(snapshot)
+    assert state.lengths == (20, 10)
+    assert torch.equal(model(tokens(7, 2), (3, 4), state), want)
+
+
+@torch.no_grad()
+def test_a_fork_does_not_know_what_the_other_read() -> None:
+    model = backbone()
+    state = model.new_state(1)
+    model(tokens(9, 1), (9,), state)
+    fork = state.clone()
+    model(tokens(5, 2), (5,), fork)
+    alone = model.new_state(1)
+    model(tokens(9, 1), (9,), alone)
+    assert torch.equal(model(tokens(4, 3), (4,), state), model(tokens(4, 3), (4,), alone))
+
+
+@torch.no_grad()
+def test_joined_sequences_equal_each_alone_and_split_undoes_join() -> None:
+    model = backbone()
+    singles = [model.new_state(1) for _ in range(3)]
+    for i, state in enumerate(singles):
+        model(tokens(5 + 4 * i, i), (5 + 4 * i,), state)
+    joined = State.join([state.clone() for state in singles])
+    assert joined.lengths == (5, 9, 13)
+    x = tokens(6, 9)
+    want = torch.cat([model(rows, (2,), state) for rows, state in zip(x.split(2), singles, strict=True)])
+    torch.testing.assert_close(model(x, (2, 2, 2), joined), want, rtol=1e-4, atol=1e-5)
+    for part, single in zip(joined.split(), singles, strict=True):
+        assert part.lengths == single.lengths
+        torch.testing.assert_close(model(x[:1], (1,), part), model(x[:1], (1,), single), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_state_weighs_what_its_sizes_say() -> None:
+    model = backbone()
+    state = model.new_state(2)
+    constant = 2 * model.config.constant_size * 4
+    assert state.nbytes == constant
+    model(tokens(12, 1), (5, 7), state)
+    assert state.nbytes == constant + 12 * model.config.kv_size * 4
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = backbone()
+    state = model.new_state(1)
+    model(tokens(5, 1), (5,), state)
+    later = state.snapshot()
+    state.restore(model.new_state(1).snapshot())
+    with pytest.raises(ValueError, match="newest snapshot"):
+        state.restore(later)
+    with pytest.raises(ValueError, match="indices 0 to 0"):
+        state.select([1])
+    with pytest.raises(ValueError, match="no state"):
+        State.join([])
+    with pytest.raises(ValueError, match="one model"):
+        State.join([state, State((), [0])])
