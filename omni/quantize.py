@@ -61,12 +61,13 @@ def dequantize_fp8(
 ) -> Float[Tensor, "*shape"]:
     """value * scale in float32, then `dtype`. scale: one, one an expert, or any shape that broadcasts with q."""
     scales = _over(scale.float(), q) if scale.shape == q.shape[:-2] else scale.float()
-    rows = q.view(torch.uint8).reshape(-1, q.shape[-1] if q.ndim else 1)
-    scales = scales.expand(*q.shape[:-1], scales.shape[-1] if scales.ndim else 1).reshape(len(rows), -1)
+    rows = q.view(torch.uint8).reshape(q.shape[:-1].numel(), q.shape[-1] if q.ndim else 1)
+    last = scales.shape[-1] if scales.ndim else 1
+    scales = scales.expand(*q.shape[:-1], last).reshape(len(rows), last)
     table = torch.arange(256, dtype=torch.uint8, device=q.device).view(torch.float8_e4m3fn).float()
     out = torch.empty(rows.shape, dtype=dtype, device=q.device)
     for part in _parts(rows):
-        out[part] = table.index_select(0, rows[part].flatten().int()).view(-1, rows.shape[1]) * scales[part]
+        out[part] = table.index_select(0, rows[part].flatten().int()).view(rows[part].shape) * scales[part]
     return out.view(q.shape)
 
 
@@ -88,7 +89,7 @@ def quantize_nvfp4(x: Float[Tensor, "*rows width"], amax: Float[Tensor, "*expert
             )
         tensor_scale = _tensor_scale("quantize_nvfp4", amax.float().expand_as(largest), E2M1_MAX * E4M3_MAX)
     width = x.shape[-1]
-    rows = x.reshape(-1, width)
+    rows = x.reshape(x.shape[:-1].numel(), width)
     row_scale = _over(tensor_scale, x).expand(*x.shape[:-1], 1).reshape(-1, 1)
     packed = torch.empty(len(rows), width // 2, dtype=torch.uint8, device=x.device)
     block_scale = torch.empty(len(rows), width // BLOCK, dtype=torch.float8_e4m3fn, device=x.device)
@@ -99,14 +100,15 @@ def quantize_nvfp4(x: Float[Tensor, "*rows width"], amax: Float[Tensor, "*expert
         step = block_scale[part].float() * row_scale[part]
         code = _e2m1((blocks / step[..., None]).flatten(-2))
         packed[part] = code[:, ::2] | (code[:, 1::2] << 4)
-    return NVFP4(packed.view(*x.shape[:-1], -1), block_scale.view(*x.shape[:-1], -1), tensor_scale)
+    first = x.shape[:-1]
+    return NVFP4(packed.view(*first, width // 2), block_scale.view(*first, width // BLOCK), tensor_scale)
 
 
 def dequantize_nvfp4(q: NVFP4, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*rows width"]:
     """code * (block scale * tensor scale) in float32, then `dtype`."""
     half = q.packed.shape[-1]
-    rows = q.packed.reshape(-1, half)
-    scale = (q.block_scale.float() * _over(q.tensor_scale.float(), q.packed)).reshape(len(rows), -1)
+    rows = q.packed.reshape(q.packed.shape[:-1].numel(), half)
+    scale = (q.block_scale.float() * _over(q.tensor_scale.float(), q.packed)).reshape(len(rows), 2 * half // BLOCK)
     values = torch.tensor([*E2M1, *(-value for value in E2M1)], device=rows.device)
     byte = torch.arange(256, device=rows.device)
     pairs = torch.stack((values[byte & 15], values[byte >> 4]), -1).view(torch.int64)[:, 0]  # two float32 as one word
@@ -158,7 +160,7 @@ def _e2m1(x: Tensor) -> Tensor:
 
 def _amax(x: Tensor) -> Tensor:
     """The largest magnitude of a tensor of up to two axes, else of each expert; float32, 0 where there is no value."""
-    flat = x.reshape(*x.shape[:-2], -1)
+    flat = x.reshape(*x.shape[:-2], x.shape[-2:].numel())
     low, high = flat.aminmax(dim=-1) if flat.shape[-1] else (flat.sum(-1), flat.sum(-1))
     return torch.maximum(low.abs(), high.abs()).float()
 
