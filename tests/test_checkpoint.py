@@ -1,0 +1,339 @@
+"""Checkpoints: each dialect and format loads to the same weights, save and load undo one another, nothing loads in
+part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import released
+import small
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omni.checkpoint import Checkpoint
+from omni.hf import from_hf, to_hf
+from omni.model import OmniModel
+from omni.quantize import quantize_fp8, quantize_nvfp4
+
+OMNI = small.FAMILIES["Omni"]
+TOWER = "vision_model.radio_model.model"
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """Edit the tensors of a saved folder."""
+    path = folder / "model.safetensors"
+    save_file({key: value.contiguous() for key, value in change(load_file(path)).items()}, path)
+    return folder
+
+
+def saved(folder: Path, family: str = "Omni") -> tuple[OmniModel, Path]:
+    model = small.model(small.FAMILIES[family])
+    model.save_pretrained(folder)
+    return model, folder
+
+
+def same_weights(a: OmniModel, b: OmniModel) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+        assert value.dtype == theirs[name].dtype, name
+
+
+@pytest.mark.parametrize("family", list(small.FAMILIES))
+def test_saving_and_loading_gives_the_same_model(tmp_path: Path, family: str) -> None:
+    model, folder = saved(tmp_path, family)
+    again = OmniModel.from_pretrained(folder)
+    assert again.config == model.config
+    assert not again.training
+    same_weights(again, model)
+
+
+def test_shards_hold_the_same_and_name_themselves(tmp_path: Path) -> None:
+    model = small.model(OMNI)
+    model.save_pretrained(tmp_path, shard_bytes=20_000)
+    shards = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(shards) > 3
+    assert shards[0] == f"model-00001-of-{len(shards):05}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(shards)
+    same_weights(OmniModel.from_pretrained(tmp_path), model)
+    assert not list(tmp_path.glob("*.part"))
+    with pytest.raises(ValueError, match="empty folder"):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_dtype_may_be_asked_for_but_selection_stays_float32(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    model = OmniModel.from_pretrained(folder, dtype=torch.bfloat16)
+    kinds = {name: value.dtype for name, value in model.state_dict().items()}
+    assert {kind for name, kind in kinds.items() if "e_score" not in name and "num_batches" not in name} == {
+        torch.bfloat16
+    }
+    assert {kind for name, kind in kinds.items() if "e_score" in name} == {torch.float32}
+
+
+def dialect_b(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Later exports: vision_projector.…, the tower in Hugging Face's ViT naming, query, key and value apart."""
+    names = {
+        "mlp1.0.": "vision_projector.mlp1.norm.",
+        "mlp1.1.": "vision_projector.mlp1.linear1.",
+        "mlp1.3.": "vision_projector.mlp1.linear2.",
+        f"{TOWER}.patch_generator.embedder.": "vision_model.embeddings.patch_projection.",
+        f"{TOWER}.patch_generator.video_embedder.": "vision_model.embeddings.video_patch_projection.",
+        f"{TOWER}.patch_generator.pos_embed": "vision_model.embeddings.position_embedding",
+        f"{TOWER}.patch_generator.cls_token.token": "vision_model.embeddings.cls_register_token",
+        f"{TOWER}.blocks.": "vision_model.encoder.layer.",
+        ".norm1.": ".layernorm_before.",
+        ".norm2.": ".layernorm_after.",
+        ".attn.proj.": ".attention.output.dense.",
+        ".mlp.fc1.": ".intermediate.dense.",
+        ".mlp.fc2.": ".output.dense.",
+    }
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        new = key
+        for old, replacement in names.items():
+            if key.startswith(("mlp1", "vision_model")):
+                new = new.replace(old, replacement)
+        if ".attn.qkv." in new:
+            for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                out[new.replace("attn.qkv", f"attention.attention.{part}")] = rows
+        else:
+            out[new] = value
+    return out
+
+
+def dialect_c(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names in memory: model for backbone, experts stacked."""
+    out: dict[str, Tensor] = {}
+    stacks: dict[str, list[Tensor]] = {}
+    for key, value in tensors.items():
+        new = key.replace(".backbone.", ".model.").replace("sound_encoder.encoder.", "audio_tower.")
+        new = new.replace("mlp1.0", "multi_modal_projector.layer_norm").replace(
+            "mlp1.1", "multi_modal_projector.linear_1"
+        )
+        new = new.replace("mlp1.3", "multi_modal_projector.linear_2").replace(
+            "sound_projection.norm", "embed_audio.layer_norm"
+        )
+        new = re.sub(r"sound_projection\.linear(\d)", r"embed_audio.linear_\1", new)
+        if found := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", new):
+            stacks.setdefault(f"{found[1]}.{found[2]}", []).append(value)
+        else:
+            out[new] = value
+    return out | {key: torch.stack(parts) for key, parts in stacks.items()}
+
+
+@pytest.mark.parametrize("dialect", [dialect_b, dialect_c])
+def test_each_dialect_loads_to_the_same_weights(
+    tmp_path: Path, dialect: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> None:
+    model, folder = saved(tmp_path)
+    same_weights(OmniModel.from_pretrained(rewritten(folder, dialect)), model)
+
+
+def test_mtp_may_sit_below_the_language_model(tmp_path: Path) -> None:
+    model, folder = saved(tmp_path, "Omni with MTP")
+    keys = set(load_file(folder / "model.safetensors"))
+    assert {"mtp.layers.0.enorm.weight", "mtp.layers.0.eh_proj.weight", "mtp.layers.1.final_layernorm.weight"} <= keys
+    moved = rewritten(
+        folder,
+        lambda t: {f"language_model.{key}" if key.startswith("mtp.") else key: value for key, value in t.items()},
+    )
+    same_weights(OmniModel.from_pretrained(moved), model)
+
+
+def test_the_released_keys_are_the_ones_we_write(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    keys = set(load_file(folder / "model.safetensors"))
+    assert {
+        "language_model.backbone.embeddings.weight",
+        "language_model.backbone.norm_f.weight",
+        "language_model.lm_head.weight",
+        "language_model.backbone.layers.0.mixer.A_log",
+        "language_model.backbone.layers.0.mixer.conv1d.bias",
+        "language_model.backbone.layers.1.mixer.gate.e_score_correction_bias",
+        "language_model.backbone.layers.1.mixer.experts.5.up_proj.weight",
+        "language_model.backbone.layers.1.mixer.shared_experts.down_proj.weight",
+        "language_model.backbone.layers.2.mixer.q_proj.weight",
+        "mlp1.0.weight",
+        "mlp1.1.weight",
+        "mlp1.3.weight",
+        f"{TOWER}.patch_generator.video_embedder.weight",
+        f"{TOWER}.patch_generator.cls_token.token",
+        "vision_model.radio_model.model.blocks.1.attn.qkv.bias",
+        "sound_encoder.encoder.subsampling.layers.6.weight",
+        "sound_encoder.encoder.layers.0.conv.norm.running_mean",
+        "sound_encoder.encoder.layers.0.conv.norm.num_batches_tracked",
+        "sound_encoder.encoder.layers.1.self_attn.bias_u",
+        "sound_encoder.encoder.layers.1.self_attn.relative_k_proj.weight",
+        "sound_projection.linear2.weight",
+    } <= keys
+    assert all(load_file(folder / "model.safetensors")[key].ndim == 3 for key in keys if key.endswith("conv1d.weight"))
+
+
+def test_tensors_that_change_nothing_are_read_over(tmp_path: Path) -> None:
+    model, folder = saved(tmp_path)
+    extra = {
+        "vision_model.radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1),
+        "vision_model.radio_model.summary_idxs": torch.zeros(2),
+        "vision_model.radio_model.model.blocks.0.layer_scale1.lambda1": torch.ones(16),
+        "sound_encoder.encoder.feature_extractor.featurizer.fb": torch.zeros(1, 16, 257),
+    }
+    same_weights(OmniModel.from_pretrained(rewritten(folder, lambda t: t | extra)), model)
+
+
+def quantized(kind: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """As ModelOpt lays a checkpoint out: experts in NVFP4 or FP8, Mamba's projections in FP8, scales beside them."""
+
+    def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for key, value in tensors.items():
+            stem = key.removesuffix("weight")
+            if ".experts." in key and kind == "nvfp4":
+                q = quantize_nvfp4(value)
+                out |= {key: q.packed, f"{stem}weight_scale": q.block_scale, f"{stem}weight_scale_2": q.tensor_scale}
+                out[f"{stem}input_scale"] = torch.tensor(1.0)
+            elif ".experts." in key or "in_proj" in key or "out_proj" in key:
+                q8, scale = quantize_fp8(value)
+                out |= {key: q8, f"{stem}weight_scale": scale, f"{stem}input_scale": torch.tensor(1.0)}
+            else:
+                out[key] = value.bfloat16() if value.is_floating_point() and "e_score" not in key else value
+            if key.endswith("k_proj.weight"):
+                out[f"{stem}k_scale"] = torch.tensor(1.0)
+        return out
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["fp8", "nvfp4"])
+def test_quantised_checkpoints_load_by_exact_dequantisation(tmp_path: Path, kind: str) -> None:
+    model, folder = saved(tmp_path)
+    rewritten(folder, quantized(kind))
+    (folder / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}}))
+    loaded = OmniModel.from_pretrained(folder, dtype=torch.float32)
+    expert = "backbone.layers.1.mixer.experts.up_proj"
+    want = model.state_dict()[expert]
+    from omni.quantize import dequantize_fp8, dequantize_nvfp4
+
+    exact = [
+        dequantize_nvfp4(quantize_nvfp4(part)) if kind == "nvfp4" else dequantize_fp8(*quantize_fp8(part))
+        for part in want
+    ]
+    assert torch.equal(loaded.state_dict()[expert], torch.stack(exact))
+    assert OmniModel.from_pretrained(folder).state_dict()[expert].dtype == torch.bfloat16
+
+
+BREAKS: list[tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = [
+    (lambda t: {k: v for k, v in t.items() if "norm_f" not in k}, "lacks language_model.backbone.norm_f.weight"),
+    (
+        lambda t: {k: v for k, v in t.items() if "experts.3.up" not in k},
+        "lacks language_model.backbone.layers.1.mixer.experts.0",
+    ),
+    (lambda t: t | {"surprise.weight": torch.zeros(2)}, "unknown keys surprise.weight"),
+    (lambda t: t | {"mlp1.3.weight": torch.zeros(32, 41)}, r"mlp1.3.weight \(32, 41\), want \(32, 40\)"),
+    (
+        lambda t: t | {"language_model.backbone.layers.1.mixer.experts.3.up_proj.weight": torch.zeros(16, 31)},
+        r"experts.0.up_proj.weight \(\), want \(6, 16, 32\)",
+    ),
+    (
+        lambda t: t | {"mlp1.3.weight_scale": torch.ones(3)},
+        "dequantize: mlp1.3.weight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BREAKS)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    _, folder = saved(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        OmniModel.from_pretrained(rewritten(folder, change))
+
+
+def test_broken_folders_say_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folder and no hub id"):
+        OmniModel.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"config.json is missing"):
+        OmniModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="download the file again"):
+        OmniModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds a list"):
+        OmniModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(OMNI)))
+    with pytest.raises(ValueError, match=r"no \*.safetensors"):
+        OmniModel.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(ValueError, match=r"model.safetensors"):
+        OmniModel.from_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="keep one of them"):
+        OmniModel.from_pretrained(tmp_path)
+
+
+def test_a_hub_name_without_a_connection_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="check the name and the connection"):
+        OmniModel.from_pretrained("nobody/nothing")
+
+
+def tiny_released(values: dict[str, object]) -> dict[str, object]:
+    """A released config.json with its own fields at sizes that fit a test."""
+    text = {
+        "hidden_size": 32, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "ssm_state_size": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 16, "vocab_size": 64,
+        "hybrid_override_pattern": "M-*-" if "n_routed_experts" not in values["llm_config"] else "ME*E",  # pyright: ignore[reportOperatorIssue]  (a section)
+        "num_hidden_layers": 4,
+    }  # fmt: skip
+    if "n_routed_experts" in values["llm_config"]:  # pyright: ignore[reportOperatorIssue]  (a section)
+        text |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        text |= {"moe_shared_expert_intermediate_size": 24}
+    values["llm_config"] = values["llm_config"] | text  # pyright: ignore[reportOperatorIssue]  (a section)
+    vision = values["vision_config"]
+    assert isinstance(vision, dict)
+    vision["args"] |= {"model": "vit_tiny_patch16_224", "cpe_max_size": 128}
+    values |= {"vit_hidden_size": 192, "projector_hidden_size": 64}
+    if "sound_config" in values:
+        values["sound_config"] = values["sound_config"] | {  # pyright: ignore[reportOperatorIssue]  (a section)
+            "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 24,
+            "subsampling_conv_channels": 4, "num_mel_bins": 16, "projection_hidden_size": 40,
+        }  # fmt: skip
+    return values
+
+
+@pytest.mark.parametrize("layout", [released.omni, released.v2_vl])
+def test_a_folder_in_the_published_layout_loads(tmp_path: Path, layout: Callable[[], dict[str, object]]) -> None:
+    values = tiny_released(layout())
+    config = from_hf(values)
+    model = small.model(config)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(values))  # the published fields in place of ours
+    same_weights(OmniModel.from_pretrained(tmp_path), model)
+    batch = small.sentence(8)
+    assert torch.equal(OmniModel.from_pretrained(tmp_path)(batch).logits, model(batch).logits)
+
+
+def test_every_shard_is_opened_once_and_read_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small.model(OMNI)
+    model.save_pretrained(tmp_path, shard_bytes=30_000)
+    checkpoint = Checkpoint.open(tmp_path)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "omni.checkpoint.safe_open", lambda path, kind: (opened.append(path.name), safe_open(path, kind))[1]
+    )
+    with torch.device("meta"):
+        empty = OmniModel(OMNI)
+    checkpoint.fill(empty, OMNI)
+    assert sorted(opened) == sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    same_weights(empty.eval(), model)
