@@ -44,36 +44,25 @@ class Checkpoint:
         if not names:
             raise ValueError(f"load: {folder} has no *.safetensors; download the whole checkpoint")
         self.files: dict[str, Path] = {}
+        self.headers: dict[str, tuple[tuple[int, ...], str]] = {}  # shape and dtype of each key
         for name in names:
             path = folder / name
             try:
                 with safe_open(path, "pt") as file:
-                    keys = list(file.keys())
+                    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+                    headers = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"load: {path}: {error}; download the file again") from None
-            for key in keys:
+            for key in headers:
                 if key in self.files:
                     raise ValueError(f"load: {key} is in {self.files[key].name} and in {name}; keep one of them")
                 self.files[key] = path
+            self.headers |= headers
 
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
         """A local folder, or a repository of the hub by its id (downloaded, or taken from the hub's cache)."""
-        folder = Path(path).expanduser()
-        if folder.is_dir():
-            return cls(folder)
-        if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
-            raise ValueError(f"load: {path} is no folder and no hub id; pass a checkpoint's folder, or owner/name")
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-            return cls(Path(snapshot_download(str(path), allow_patterns=patterns)))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            raise ValueError(
-                f"load: {path} is no local folder, and the hub gave: {error}; check the name and the connection"
-            ) from None
+        return cls(folder_of(path, ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
 
     def fill(
         self,
@@ -82,47 +71,74 @@ class Checkpoint:
         dtype: torch.dtype | Literal["auto"] = "auto",
         device: torch.device | str = "auto",
     ) -> None:
-        """Give every parameter and buffer of a model on the meta device its weights, one at a time."""
+        """Give every parameter and buffer of a model on the meta device its weights, one at a time, shard by shard."""
         device = torch.device("cpu" if device == "auto" else device)
-        with ExitStack() as stack:
-            files = {path: stack.enter_context(safe_open(path, "pt")) for path in set(self.files.values())}
-            reader = _Reader(self.files, files)
-            plan = _plan(model, config, set(self.files))
-            wanted = {key for source in plan.values() for key in source.keys}
-            unknown = sorted(key for key in reader.weights if key not in wanted and not UNUSED.search(key))
-            if unknown:
-                raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
-            targets = _tensors(model)
-            for name in set(targets) - set(plan):  # an identity norm that released checkpoints leave out
-                fresh = torch.ones if name.endswith("weight") else torch.zeros
-                _assign(
-                    model, name, fresh(targets[name].shape, dtype=None if dtype == "auto" else dtype, device=device)
-                )
-            wrong = [
-                f"{', '.join(source.keys[:1])} {shape}, want {want}"
-                for name, source in plan.items()
-                if (shape := reader.shape(source)) != (want := tuple(targets[name].shape))
-            ]
-            if wrong:
-                raise ValueError(
-                    f"load: {self.folder} holds tensors of other shapes: {_some(wrong)}; is config.json its own?"
-                )
-            for name, source in plan.items():
-                keep = None if dtype == "auto" else dtype
-                if name.endswith("e_score_correction_bias") or not targets[name].is_floating_point():
-                    keep = targets[name].dtype
-                _assign(model, name, reader.read(source, keep, device))
+        reader = _Reader(self)
+        plan = _plan(model, config, set(self.files))
+        targets = _tensors(model)
+        wanted = {key for source in plan.values() for key in source.keys}
+        unknown = sorted(key for key in reader.weights if key not in wanted and not UNUSED.search(key))
+        if unknown:
+            raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
+        wrong = [
+            f"{source.keys[0]} {shape}, want {want}"
+            for name, source in plan.items()
+            if (shape := reader.shape(source)) != (want := tuple(targets[name].shape))
+        ]
+        if wrong:
+            raise ValueError(
+                f"load: {self.folder} holds tensors of other shapes: {_some(wrong)}; is config.json its own?"
+            )
+        keep = None if dtype == "auto" else dtype
+        filled: dict[str, Tensor] = {}
+        for name in set(targets) - set(plan) - {"head.weight"}:  # an identity norm that released checkpoints leave out
+            fresh = torch.ones if name.endswith("weight") else torch.zeros
+            filled[name] = fresh(targets[name].shape, dtype=keep, device=device)
+        for name, source in sorted(plan.items(), key=lambda item: self.files[item[1].keys[0]].name):
+            exact = name.endswith("e_score_correction_bias") or not targets[name].is_floating_point()
+            filled[name] = reader.read(source, targets[name].dtype if exact else keep, device)
+        reader.close()
+        for name, value in filled.items():
+            _assign(model, name, value)
         _tie(model, config)
 
 
-class _Reader:
-    """Tensors of the open files by key, dequantised, joined."""
+def folder_of(path: str | Path, patterns: list[str]) -> Path:
+    """A local folder as it is; a hub id as the folder its files (those of the patterns) were downloaded to."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise ValueError(f"load: {path} is no folder and no hub id; pass a checkpoint's folder, or owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    def __init__(self, where: Mapping[str, Path], files: Mapping[Path, Any]) -> None:
-        self.where, self.files = where, files
-        self.weights = [key for key in where if key.rsplit(".", 1)[-1] not in SCALES]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"load: {path} is no local folder, and the hub gave: {error}; check the name and the connection"
+        ) from None
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a folder, of a hub repository, or given itself; no weights are fetched."""
+    file = Path(path).expanduser()
+    return _read_json(file if file.is_file() else folder_of(path, ["config.json"]) / "config.json")
+
+
+class _Reader:
+    """Tensors of a checkpoint by key, dequantised and joined, with one file open at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.files, self.headers = checkpoint.files, checkpoint.headers
+        self.weights = [key for key in self.files if key.rsplit(".", 1)[-1] not in SCALES]
+        self.path: Path | None = None
+        self.stack = ExitStack()
+        self.file: Any = None
 
     def shape(self, source: Source) -> tuple[int, ...]:
+        """What `read` will give; empty when the parts do not fit one another."""
         shapes = [self._shape(key) for key in source.keys]
         if source.join == "one":
             return shapes[0]
@@ -130,34 +146,41 @@ class _Reader:
             return ()
         return (len(shapes), *shapes[0]) if source.join == "stack" else (sum(s[0] for s in shapes), *shapes[0][1:])
 
-    def _shape(self, key: str) -> tuple[int, ...]:
-        file = self.files[self.where[key]]
-        shape = tuple(file.get_slice(key).get_shape())
-        packed = file.get_slice(key).get_dtype() == "U8"  # NVFP4: two values a byte
-        return (*shape[:-1], 2 * shape[-1]) if packed and f"{key}_scale" in self.where else shape
-
     def read(self, source: Source, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        if source.join == "one":
-            return self._one(source.keys[0], dtype).to(device)
+        """A tensor of its own memory: the file may be closed."""
         first = self._one(source.keys[0], dtype)
-        shape = self.shape(source)
-        joined = torch.empty(shape, dtype=first.dtype, device=device)
+        joined = torch.empty(self.shape(source), dtype=first.dtype, device=device)
+        if source.join == "one":
+            return joined.copy_(first)
         parts = joined.unbind(0) if source.join == "stack" else joined.split([self._shape(k)[0] for k in source.keys])
         parts[0].copy_(first)
         for part, key in zip(parts[1:], source.keys[1:], strict=True):
             part.copy_(self._one(key, dtype))
         return joined
 
+    def close(self) -> None:
+        self.file, self.path = None, None
+        self.stack.close()
+
+    def _shape(self, key: str) -> tuple[int, ...]:
+        shape, dtype = self.headers[key]
+        packed = dtype == "U8" and f"{key}_scale" in self.files  # NVFP4: two values a byte
+        return (*shape[:-1], 2 * shape[-1]) if packed else shape
+
     def _one(self, key: str, dtype: torch.dtype | None) -> Tensor:
         tensor = self._tensor(key)
-        prefix = key.removesuffix("weight")
-        scales = {name: self._tensor(prefix + name) for name in SCALES[:2] if prefix + name in self.where}
+        stem = key.removesuffix("weight")
+        scales = {name: self._tensor(stem + name) for name in SCALES[:2] if stem + name in self.files}
         if scales and key.endswith(".weight"):
             return dequantize(key, {"weight": tensor, **scales}, dtype or torch.bfloat16)
         return tensor if dtype is None else tensor.to(dtype)
 
     def _tensor(self, key: str) -> Tensor:
-        return self.files[self.where[key]].get_tensor(key)
+        if self.path != self.files[key]:
+            self.close()
+            self.path = self.files[key]
+            self.file = self.stack.enter_context(safe_open(self.path, "pt"))
+        return self.file.get_tensor(key)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

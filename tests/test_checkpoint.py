@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,9 @@ import pytest
 import released
 import small
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omni.checkpoint import Checkpoint
 from omni.hf import from_hf, to_hf
 from omni.model import OmniModel
 from omni.quantize import quantize_fp8, quantize_nvfp4
@@ -324,16 +324,29 @@ def test_a_folder_in_the_published_layout_loads(tmp_path: Path, layout: Callable
     assert torch.equal(OmniModel.from_pretrained(tmp_path)(batch).logits, model(batch).logits)
 
 
-def test_every_shard_is_opened_once_and_read_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small.model(OMNI)
-    model.save_pretrained(tmp_path, shard_bytes=30_000)
-    checkpoint = Checkpoint.open(tmp_path)
-    opened: list[str] = []
-    monkeypatch.setattr(
-        "omni.checkpoint.safe_open", lambda path, kind: (opened.append(path.name), safe_open(path, kind))[1]
-    )
+PEAK = """
+import resource, sys
+from omni.model import OmniModel
+import torch
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+OmniModel.from_pretrained(sys.argv[2])  # everything is imported and warm
+before = peak()
+model = OmniModel.from_pretrained(sys.argv[1])
+print(peak() - before, sum(p.nbytes for p in model.parameters()))
+"""
+
+
+def test_loading_needs_no_more_than_the_model_and_one_shard(tmp_path: Path) -> None:
+    shard = 40_000_000
+    small.model(OMNI).save_pretrained(tmp_path / "small")
     with torch.device("meta"):
-        empty = OmniModel(OMNI)
-    checkpoint.fill(empty, OMNI)
-    assert sorted(opened) == sorted(path.name for path in tmp_path.glob("*.safetensors"))
-    same_weights(empty.eval(), model)
+        big = OmniModel(small.text((small.MAMBA, small.MoEConfig(experts=96, top_k=2, hidden=1024, shared=64)) * 8))
+    big.to_empty(device="cpu").save_pretrained(tmp_path / "big", shard_bytes=shard)
+    del big
+    arguments = [sys.executable, "-c", PEAK, str(tmp_path / "big"), str(tmp_path / "small")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    grown, weights = map(int, done.stdout.split())
+    assert weights > 4 * shard
+    assert grown < weights + 1.25 * shard

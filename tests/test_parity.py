@@ -114,7 +114,7 @@ def test_a_vision_norm_of_mtp_exports_is_applied_before_the_shuffle(tmp_path: Pa
 
 def loaded_there(folder: Path, kind: type[PreTrainedModel] | None = None) -> PreTrainedModel:
     """What transformers makes of our folder; it must find every weight and know every key."""
-    model, info = (kind or AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    model, info = (kind or AutoModelForCausalLM).from_pretrained(folder, output_loading_info=True, dtype=torch.float32)  # pyright: ignore[reportGeneralTypeIssues]  (untyped there)
     assert not info["missing_keys"] - {"vision_model.summary_idxs"}, info["missing_keys"]
     assert not info["unexpected_keys"], info["unexpected_keys"]
     return model.eval()

@@ -1,0 +1,160 @@
+"""The command line: `omni doctor`, `omni inspect`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    help="Ask any document, long video or sound a question, on any machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+@app.callback()
+def main() -> None:
+    """Ask any document, long video or sound a question, on any machine."""
+
+
+@app.command()
+def doctor() -> None:
+    """Say which torch, kernels and decoders are in use, and how to get what is missing."""
+    table = Table("part", "in use", "note", title=f"omni {version('omni')}")
+    for row in _machine() + _packages():
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def _machine() -> list[tuple[str, str, str]]:
+    import torch
+
+    threads = torch.get_num_threads()
+    capability = torch.backends.cpu.get_cpu_capability()
+    rows = [
+        ("python", platform.python_version(), platform.platform()),
+        ("processor", f"{capability}, {threads} threads", f"{os.cpu_count()} cores seen"),
+        ("memory", f"{_memory() / 2**30:.1f} GiB", "of this machine"),
+        ("torch", torch.__version__, f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"),
+    ]
+    if torch.cuda.is_available():
+        rows.append(("GPU", torch.cuda.get_device_name(), ""))
+    fast = importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available()
+    note = "mamba-ssm is installed; its kernels are not used yet" if fast else "chunked scan in torch operators"
+    rows.append(("kernels", "torch", note))
+    return rows
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+PARTS = {
+    "vision tower": ("timm", ""),
+    "resampling": ("torchaudio", ""),
+    "pictures": ("pillow", ""),
+    "PDF": ("pypdfium2", ""),
+    "video": ("decord2", ""),
+    "video, sound": ("av", ""),
+    "tokenizer": ("transformers", ""),
+    "demo": ("gradio", "pip install 'omni[demo]'"),
+    "server": ("fastapi", "pip install 'omni[serve]'"),
+    "word error rate": ("jiwer", "pip install 'omni[eval]'"),
+    "mamba-ssm": ("mamba-ssm", "pip install 'omni[cuda]', with a CUDA device"),
+}
+
+
+def _packages() -> list[tuple[str, str, str]]:
+    rows = []
+    for part, (package, hint) in PARTS.items():
+        try:
+            rows.append((part, f"{package} {version(package)}", ""))
+        except PackageNotFoundError:
+            rows.append((part, "missing", hint or f"pip install {package}"))
+    return rows
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="a checkpoint's folder, its config.json, or a hub repository's id")],
+    context: Annotated[int, typer.Option(help="tokens for which to state the cache")] = 131072,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """A model's layer pattern, parameters (total, active), cache bytes a token and memory by dtype.
+
+    No weights are read.
+    """
+    from omni.anatomy import Anatomy, anatomy, groups
+    from omni.checkpoint import read_config
+    from omni.hf import from_hf
+
+    try:
+        config = from_hf(read_config(path))
+    except ValueError as error:
+        _fail(str(error))
+    found: Anatomy = anatomy(config)
+    sizes = {name: found.bytes_at(bits) for name, bits in BITS.items()}
+    if as_json:
+        values = {
+            "pattern": found.pattern,
+            "parameters": found.parts,
+            "total": found.total,
+            "active": found.active,
+            "kv_bytes_per_token": 2 * found.kv_elements,
+            "state_bytes": 4 * found.state_elements,
+            "weights_bytes": sizes,
+        }
+        typer.echo(json.dumps(values))
+        return
+    console.print(f"[bold]{escape(Path(path).name)}[/bold]  {len(found.pattern)} layers  {found.pattern}")
+    table = Table("part", "parameters")
+    for name, count in found.parts.items():
+        table.add_row(name, _billions(count))
+    table.add_section()
+    table.add_row("all", _billions(found.total))
+    table.add_row(
+        "active a token", f"{_billions(found.active)} ({_billions(found.active + found.embedding)} with embedding)"
+    )
+    console.print(table)
+    layers = Table("layers", "kind and sizes")
+    for text, count in groups(config.backbone.blocks):
+        layers.add_row(str(count), escape(text))
+    console.print(layers)
+    memory = Table("memory", "")
+    for name, size in sizes.items():
+        memory.add_row(f"weights, {name}", _bytes(size))
+    memory.add_section()
+    memory.add_row("cache a token, bf16", _bytes(2 * found.kv_elements))
+    memory.add_row("state a sequence, fp32", _bytes(4 * found.state_elements))
+    memory.add_row(f"one sequence of {context} tokens", _bytes(found.cache_bytes(context)))
+    console.print(memory)
+
+
+BITS: dict[str, float] = {"fp32": 32, "bf16 / fp16": 16, "fp8 / int8": 8, "nvfp4 / int4 (with scales)": 4.5}
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 1e8 else f"{count / 1e6:.2f}M"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} B"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(2)

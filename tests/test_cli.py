@@ -1,0 +1,46 @@
+"""The command line says what it was asked, and what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import released
+from typer.testing import CliRunner
+
+from omni.cli import app
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+def test_doctor_names_torch_kernels_and_decoders() -> None:
+    code, text = run("doctor")
+    assert code == 0
+    for word in ("torch", "kernels", "pypdfium2", "decord2", "av ", "memory"):
+        assert word in text
+
+
+def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni.cli.PARTS", {"ghost": ("no-such-package", "")})
+    assert "pip install no-such-package" in run("doctor")[1]
+
+
+def test_inspect_tells_a_models_anatomy(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(released.nano_3()))
+    code, text = run("inspect", str(tmp_path))
+    assert code == 0
+    for word in (released.NANO_3, "31.58B", "3.23B", "3.58B", "6.00 KiB", "58.82 GiB"):
+        assert word in text
+    code, text = run("inspect", str(tmp_path / "config.json"), "--json")
+    values = json.loads(text)
+    assert (values["total"], values["kv_bytes_per_token"]) == (31_577_937_344, 6144)
+
+
+def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:
+    code, text = run("inspect", str(tmp_path))
+    assert code == 2
+    assert "config.json is missing" in text
