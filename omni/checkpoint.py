@@ -171,7 +171,8 @@ class _Reader:
         tensor = self._tensor(key)
         stem = key.removesuffix("weight")
         scales = {name: self._tensor(stem + name) for name in SCALES[:2] if stem + name in self.files}
-        if scales and key.endswith(".weight"):
+        quantised = tensor.dtype == torch.float8_e4m3fn or (tensor.dtype == torch.uint8 and key.endswith(".weight"))
+        if quantised or (scales and key.endswith(".weight")):
             return dequantize(key, {"weight": tensor, **scales}, dtype or torch.bfloat16)
         return tensor if dtype is None else tensor.to(dtype)
 
