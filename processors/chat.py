@@ -1,0 +1,254 @@
+"""Chat: messages in OpenAI's parts or in short forms → the family's prompt, with a place for each item of media.
+
+The checkpoint's own chat template writes the prompt. Media are marked by strings that occur in no message, so what a
+user typed stays text: a literal `<image>` or `<|im_end|>` in a user's, a system's or a tool's message is tokenised as
+plain characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Kind = Literal["image", "document", "video", "audio", "file"]
+Message = Mapping[str, Any]
+Conversation = Sequence[Message]
+
+ROLES = ("system", "user", "assistant", "tool")
+SHORT = ("image", "document", "video", "audio")
+WRAPPED = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
+OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's source
+    "image": (),
+    "document": ("pages", "password"),
+    "video": ("frames", "times", "fps", "sampling", "pruning_rate", "sound"),
+    "audio": ("rate",),
+    "file": (),
+}
+
+
+class Tokenizer(Protocol):
+    """What of a transformers tokenizer is used."""
+
+    all_special_tokens: list[str]
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+    def encode(self, text: str, **kwargs: Any) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One item of media in a conversation: its kind ("file": told by its content), its source and its options."""
+
+    kind: Kind
+    thing: Any = field(repr=False)
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A rendered conversation: runs of token ids, and between them the index of an item among `items`."""
+
+    pieces: tuple[list[int] | int, ...]
+    items: tuple[Item, ...]
+
+    @property
+    def text_tokens(self) -> int:
+        return sum(len(piece) for piece in self.pieces if isinstance(piece, list))
+
+
+def render(
+    messages: Conversation,
+    tokenizer: Tokenizer,
+    *,
+    enable_thinking: bool = True,
+    reasoning_budget: int | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    keep_thinking: bool = False,
+) -> Prompt:
+    """The conversation as the checkpoint's template writes it, up to where the assistant answers.
+
+    Raises ValueError naming the message and the part that does not fit.
+    """
+    items: list[Item] = []
+    marks = _Marks(_texts(messages), tokenizer.all_special_tokens)
+    turns = [_turn(index, message, items, marks) for index, message in enumerate(messages)]
+    if not turns:
+        raise ValueError("chat: no message came; pass at least one user message")
+    turns, extra = _toggle(turns, tokenizer, enable_thinking)
+    if reasoning_budget is not None:
+        extra["reasoning_budget"] = reasoning_budget
+    text = tokenizer.apply_chat_template(
+        turns,
+        tokenize=False,
+        add_generation_prompt=True,
+        tools=list(tools) if tools else None,
+        truncate_history_thinking=not keep_thinking,
+        **extra,
+    )
+    return Prompt(pieces=tuple(marks.tokenize(text, tokenizer)), items=tuple(items))
+
+
+def _toggle(
+    turns: list[dict[str, Any]], tokenizer: Tokenizer, thinking: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Each family's way: an argument of the template, a word in the system text, or a system prompt."""
+    template = str(tokenizer.chat_template)
+    if "enable_thinking" in template:
+        return turns, {"enable_thinking": thinking}
+    if "/no_think" in template:
+        word, joint = "/think" if thinking else "/no_think", "\n"
+    elif "detailed thinking" in template or "eot_id" in template:
+        word, joint = f"detailed thinking {'on' if thinking else 'off'}", "\n\n"
+    else:
+        return turns, {"enable_thinking": thinking}
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": word}, *turns], {}
+    own = turns[0]["content"]
+    if re.search(r"/(no_)?think\b|detailed thinking (on|off)", own):
+        return turns, {}  # the caller has said it
+    return [{**turns[0], "content": f"{own}{joint}{word}" if own else word}, *turns[1:]], {}
+
+
+class _Marks:
+    """Strings that stand for media and for typed special tokens, in private-use characters that no message holds."""
+
+    def __init__(self, texts: list[str], special: list[str]) -> None:
+        joined = "".join(texts)
+        self.nonce = next(str(n) for n in range(len(joined) + 2) if f"\ue000{n}:" not in joined)
+        tokens = sorted({token for token in special if token}, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+        self.typed: list[str] = []
+
+    def media(self, index: int) -> str:
+        return f"\ue000{self.nonce}:m{index}\ue001"
+
+    def plain(self, text: str) -> str:
+        """Put aside special tokens that were typed."""
+
+        def aside(found: re.Match[str]) -> str:
+            self.typed.append(found[0])
+            return f"\ue000{self.nonce}:t{len(self.typed) - 1}\ue001"
+
+        return self.special.sub(aside, text) if self.special else text
+
+    def tokenize(self, text: str, tokenizer: Tokenizer) -> list[list[int] | int]:
+        pieces: list[list[int] | int] = [[]]
+        for i, part in enumerate(re.split(f"\ue000{self.nonce}:([mt]\\d+)\ue001", text)):
+            last = pieces[-1]
+            if i % 2 == 0:
+                ids = tokenizer.encode(part, add_special_tokens=False) if part else []
+            elif part[0] == "t":
+                typed = self.typed[int(part[1:])]
+                ids = tokenizer.encode(typed, add_special_tokens=False, split_special_tokens=True)
+            else:
+                pieces += [int(part[1:]), []]
+                continue
+            assert isinstance(last, list)
+            last += ids
+        return [piece for piece in pieces if piece != []]
+
+
+def _texts(messages: Conversation) -> list[str]:
+    """Everything that a message may hold as text."""
+    texts: list[str] = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        parts = content if isinstance(content, list | tuple) else [content]
+        texts += [str(part.get("text", "")) if isinstance(part, Mapping) else str(part or "") for part in parts]
+    return texts
+
+
+def _turn(index: int, message: Message, items: list[Item], marks: _Marks) -> dict[str, Any]:
+    where = f"chat: message {index}"
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        raise ValueError(f"{where}: {message!r:.80} has no role; want one of {', '.join(ROLES)}")
+    role, content = message["role"], message.get("content")
+    unknown = set(message) - {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name"}
+    if unknown:
+        raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; want role, content, tool_calls")
+    if content is None and not message.get("tool_calls"):
+        raise ValueError(f"{where}: no content came; want a text or a list of parts")
+    parts = [content] if isinstance(content, str | Mapping) else list(content or [])
+    text = ""
+    for number, part in enumerate(parts):
+        if isinstance(part, str) or part.get("type") == "text":
+            typed = part if isinstance(part, str) else part.get("text")
+            if not isinstance(typed, str):
+                raise ValueError(
+                    f"{where}, part {number}: a text part without text; want {{'type': 'text', 'text': …}}"
+                )
+            text += typed if role == "assistant" else marks.plain(typed)
+            continue
+        if role == "assistant":
+            raise ValueError(f"{where}, part {number}: an assistant's turn holds media; put them in a user's turn")
+        text += marks.media(len(items))
+        items.append(read_part(part, f"{where}, part {number}"))
+    kept = {name: message[name] for name in ("reasoning_content", "tool_calls") if message.get(name)}
+    return {"role": role, "content": text, **kept}
+
+
+def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
+    """One part of a message that is not text. Raises ValueError for an unknown type or field."""
+    kind = part.get("type")
+    fields = {name: value for name, value in part.items() if name not in ("type", "cache_control")}
+    if kind in WRAPPED:
+        inner = fields.pop(kind, None)
+        thing = inner.get("url") if isinstance(inner, Mapping) else inner
+        _check(not fields and thing is not None, where, part, f"{{'type': '{kind}', '{kind}': {{'url': …}}}}")
+        return _item(WRAPPED[kind], thing, {})
+    if kind == "input_audio":
+        inner = fields.pop("input_audio", None)
+        _check(
+            isinstance(inner, Mapping) and "data" in inner,
+            where,
+            part,
+            "{'input_audio': {'data': base64, 'format': …}}",
+        )
+        assert isinstance(inner, Mapping)
+        try:
+            data = base64.b64decode(inner["data"], validate=True)
+        except (binascii.Error, TypeError, ValueError):
+            raise ValueError(f"{where}: input_audio's data is not base64; encode the file's bytes") from None
+        return _item("audio", data, {})
+    if kind == "file":
+        inner = fields.pop("file", fields)
+        _check(isinstance(inner, Mapping), where, part, "{'file': {'file_data': a data: URI}} or {'path': …}")
+        thing = next(
+            (inner[name] for name in ("file_data", "path", "data", "url") if inner.get(name) is not None), None
+        )
+        _check(thing is not None, where, part, "file_data, path, data or url")
+        return _item("file", thing, {}, inner.get("filename"))
+    if kind in SHORT:
+        sources = [name for name in (kind, "path", "url", "data", "frames") if fields.get(name) is not None]
+        _check(
+            len(sources) == 1, where, part, f"exactly one of {kind}, path, url, data" + (", frames" * (kind == "video"))
+        )
+        thing = fields.pop(sources[0])
+        unknown = set(fields) - set(OPTIONS[kind]) - {kind, "path", "url", "data"}
+        _check(not unknown, where, part, f"beside its source only {', '.join(OPTIONS[kind]) or 'nothing'}")
+        options = {name: fields[name] for name in OPTIONS[kind] if fields.get(name) is not None}
+        if sources[0] == "frames":
+            _check("times" in options or "fps" in options, where, part, "the frames' times (seconds) or their fps")
+            return Item(kind="video", thing=thing, name="frames", options={**options, "frames": True})
+        return _item(kind, thing, options)
+    known = ", ".join(("text", *WRAPPED, "input_audio", "file", *SHORT))
+    raise ValueError(f"{where}: type {kind!r} is unknown; want one of {known}")
+
+
+def _check(fits: bool, where: str, part: Mapping[str, Any], wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{where}: {part.get('type')} with {sorted(set(part) - {'type'})} came; want {wanted}")
+
+
+def _item(kind: str, thing: Any, options: dict[str, Any], name: str | None = None) -> Item:
+    if name is None:
+        short = isinstance(thing, str) and not thing.startswith("data:")
+        name = thing.rsplit("/", 1)[-1] if short else getattr(thing, "name", f"<{type(thing).__name__}>")
+    return Item(kind=kind, thing=thing, name=str(name), options=options)  # pyright: ignore[reportArgumentType]  (checked)
