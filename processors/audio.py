@@ -149,8 +149,9 @@ def mel_features(samples: Shaped[Tensor, "*samples"], rule: MelRule = REFERENCE.
     valid = out[: count - rule.extra_frame]
     log_mel(samples, rule, out=valid)
     # Summed in float64: the mean of a constant is that constant, so silence is exactly zero, however long.
-    valid -= (valid.sum(0, dtype=torch.float64) / len(valid)).float()
-    squares = torch.stack([part.double().square().sum(0) for part in valid.split(4096)]).sum(0)
+    pieces = valid.split(4096)
+    valid -= (torch.stack([piece.double().sum(0) for piece in pieces]).sum(0) / len(valid)).float()
+    squares = torch.stack([piece.double().square().sum(0) for piece in pieces]).sum(0)
     valid /= (squares / max(len(valid) - 1, 1)).sqrt().float() + rule.eps
     return out
 
