@@ -12,7 +12,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Kind = Literal["image", "document", "video", "audio", "file"]
 Message = Mapping[str, Any]
@@ -30,6 +30,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's 
 }
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What of a transformers tokenizer is used."""
 

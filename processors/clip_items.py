@@ -1,0 +1,171 @@
+"""Clips and recordings as items of a conversation: sampled, laid out with their times, made piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from processors import clips, video
+from processors.batch import Media
+from processors.chat import Item
+from processors.image import Grid
+from processors.items import Layout, Place, Recording, Samples, sound_media
+from processors.limits import Limits
+from processors.rules import Rules
+from processors.sound import Sound, open_sound
+
+NumKept = Callable[[int, int, float], int]
+
+
+@dataclass(slots=True)
+class Clip:
+    """A video: its sampled frames in tubelets, and its own sound after them or between its segments.
+
+    kept: tokens that pruning leaves of (tubelets, tokens of one, rate).
+    """
+
+    name: str
+    rules: Rules
+    video: clips.Video
+    indices: list[int]
+    rate: float
+    sound: Sound | Samples | None
+    kept: NumKept
+    kind: str = "video"
+
+    @property
+    def grid(self) -> Grid:
+        return video.clip_grid(*self.video.size, self.rules.video)
+
+    @property
+    def segments(self) -> list[video.Segment]:
+        """The whole clip, or the stretches between which its sound is told."""
+        whole = self.sound is None or self.rules.sound == "after"
+        length = self.rules.segment if not whole else -(-len(self.indices) // 2) * 2
+        return list(video.segments(self.indices, max(length, self.rules.video.tubelet_frames), self.rules.video))
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The samples of sound told after each segment."""
+        if self.sound is None or self.rules.audio is None:
+            return []
+        if len(self.segments) == 1:
+            return [(0, self.sound.samples)]
+        starts = [float(self.video.times[segment.indices[0]]) for segment in self.segments]
+        return video.interleave(starts, self.sound.samples)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return []
+
+    def layout(self, grids: Sequence[Grid]) -> Layout:
+        rules = self.rules.video
+        parts: Layout = []
+        counts = iter(self._counts())
+        spans = self.spans()
+        for number, segment in enumerate(self.segments):
+            lines = video.tubelet_lines(
+                segment.indices,
+                clips.average_fps(self.video.times),
+                rules,
+                times=self._told(segment),
+                first=segment.first,
+            )
+            for line in lines:
+                parts += [line + "<img>", Place(kind="tubelet", count=1, tokens=next(counts)), "</img>"]
+            if number < len(spans) and spans[number][1] > spans[number][0]:
+                parts += self._told_sound(spans[number])
+        return parts
+
+    def _told(self, segment: video.Segment) -> list[float] | None:
+        """Times where the training clock has no meaning: given frames, and frame rates that vary."""
+        times = self.video.times
+        even = len(times) < 3 or bool(abs(torch.as_tensor(times).diff().diff()).max() < 0.004)
+        if self.video.decoder != "given" and even:
+            return None
+        return [float(times[index]) for index in segment.indices]
+
+    def _told_sound(self, span: tuple[int, int]) -> Layout:
+        rule = self.rules.audio
+        assert rule
+        source = Samples(torch.zeros(span[1] - span[0]), 16000)  # only its length is asked
+        return Recording(self.name, self.rules, source).layout([])
+
+    def _counts(self) -> list[int]:
+        """Tokens of each tubelet: exact in sum; how pruning shares them out depends on the pictures."""
+        steps = -(-len(self.indices) // self.rules.video.tubelet_frames)
+        places = self.grid[0] * self.grid[1] // self.rules.pixels.shuffle**2
+        total = self.kept(steps, places, self.rate)
+        rest = max(steps - 1, 1)
+        later = [(total - places) * (i + 1) // rest - (total - places) * i // rest for i in range(steps - 1)]
+        return [places, *later]
+
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        times = self.video.times
+        seconds = [round(float(times[index]), 3) for index in self.indices]
+        return {
+            "frames": len(self.indices),
+            "frames_in_file": len(self.video),
+            "true_seconds": seconds,
+            "grid": self.grid,
+            "pruning_rate": self.rate,
+            "decoder": self.video.decoder,
+            "sound_seconds": round(self.sound.samples / 16000, 2) if self.sound else None,
+        }
+
+    def media(self, grids: Sequence[Grid]) -> Media:
+        rules, grid = self.rules.video, self.grid
+        depth = rules.tubelet_frames
+        parts = list(video.tubelet_stream(clips.stream(self.video, self.indices, 16), grid, rules))
+        steps = -(-len(self.indices) // depth)
+        made = Media(
+            tubelets=torch.cat(parts),
+            clips=torch.tensor([[steps, *grid]]),
+            rates=torch.tensor([self.rate], dtype=torch.float64),
+        )
+        spans = [span for span in self.spans() if span[1] > span[0]]
+        if not spans or self.sound is None or self.rules.audio is None:
+            return made
+        samples = self.sound.read()
+        return Media.pack([made, *(sound_media(samples[a:b], self.rules.audio) for a, b in spans)])
+
+    def close(self) -> None:
+        self.video.close()
+
+
+def open_clip(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Clip:
+    """A video file, or frames with their times; sampled as its options or the rules say."""
+    options = item.options
+    sound: Sound | Samples | None = None
+    if options.get("frames"):
+        frames = item.thing
+        times = options.get("times")
+        if isinstance(frames, str | Path):
+            opened: clips.Video = clips.FrameList.from_folder(Path(frames), float(options["fps"]), limits)
+        else:
+            seconds = [i / float(options["fps"]) for i in range(len(frames))] if times is None else list(times)
+            opened = clips.FrameList(list(frames), seconds, limits)
+    else:
+        opened = clips.open_video(item.thing, limits)
+        if rules.audio is not None and rules.sound != "off" and options.get("sound", True):
+            sound = open_sound(item.thing, limits, with_video=True)
+    if sound is not None and rules.audio and sound.samples < rules.audio.mel.hop:
+        sound = None
+    policy = options.get("sampling", rules.sampling)
+    if options.get("frames") and "sampling" not in options:
+        indices = list(range(len(opened)))  # the user has chosen already
+    else:
+        indices = video.sample(policy, len(opened), clips.average_fps(opened.times), opened.times.tolist())
+    rate = float(options.get("pruning_rate", rules.pruning))
+    return Clip(item.name, rules, opened, indices, rate, sound, kept)
+
+
+def open_recording(item: Item, rules: Rules, limits: Limits) -> Recording:
+    """The sound of a file."""
+    if rules.audio is None:
+        raise ValueError(f"audio: {item.name}: this model hears nothing; leave sounds out")
+    sound = open_sound(item.thing, limits)
+    assert sound is not None
+    return Recording(item.name, rules, sound)

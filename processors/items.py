@@ -1,0 +1,240 @@
+"""Items: each kind of media opened for a conversation: measured from its header, laid out, then made into tensors.
+
+An opened item answers three questions in turn. `sizes`: which images share the budget. `layout`: its text and slots,
+once the grids are given. `media`: its numbers; only this decodes. The layout has as many tokens as what is then made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from processors import audio, image
+from processors.batch import Kind as SlotKind
+from processors.batch import Media
+from processors.chat import Item
+from processors.image import Grid
+from processors.limits import Limits
+from processors.media import open_picture, picture_size
+from processors.pdf import Document
+from processors.rules import Rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A slot to be: `count` items of a kind that become `tokens` features (after pruning, in sum over a clip)."""
+
+    kind: SlotKind
+    count: int
+    tokens: int
+
+
+Layout = list[str | Place]
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """An item of media, opened and measured."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+    def sizes(self) -> list[tuple[int, int]]: ...
+    def layout(self, grids: Sequence[Grid]) -> Layout: ...
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]: ...
+    def media(self, grids: Sequence[Grid]) -> Media: ...
+    def close(self) -> None: ...
+
+
+def image_place(grid: Grid, rules: Rules, size: tuple[int, int]) -> Place:
+    """The slot of one picture: one item, or its tiles."""
+    if isinstance(rules.image, image.TileRule):
+        count = image.num_tiles(*size, rules.image)
+        each = (rules.image.size // rules.pixels.patch // rules.pixels.shuffle) ** 2
+        return Place(kind="image", count=count, tokens=count * each)
+    return Place(kind="image", count=1, tokens=grid[0] * grid[1] // rules.pixels.shuffle**2)
+
+
+def image_media(pixels: np.ndarray, grid: Grid, rules: Rules) -> Media:
+    """Patches of one picture, or of its tiles."""
+    if isinstance(rules.image, image.TileRule):
+        side = rules.image.size // rules.pixels.patch
+        count = image.num_tiles(pixels.shape[1], pixels.shape[0], rules.image)
+        return Media(patches=image.tiles(pixels, rules.image), grids=torch.tensor([[side, side]] * count))
+    return Media(patches=image.patches(pixels, grid, rules.pixels), grids=torch.tensor([grid]))
+
+
+@dataclass(slots=True)
+class Picture:
+    """One picture."""
+
+    item: Item
+    rules: Rules
+    limits: Limits
+    kind: str = "image"
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [picture_size(self.item.thing, self.limits)]
+
+    def layout(self, grids: Sequence[Grid]) -> Layout:
+        return ["<img>", image_place(grids[0], self.rules, self.sizes()[0]), "</img>"]
+
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        width, height = self.sizes()[0]
+        return {"width": width, "height": height, "grid": grids[0]}
+
+    def media(self, grids: Sequence[Grid]) -> Media:
+        return image_media(open_picture(self.item.thing, self.limits), grids[0], self.rules)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Pages:
+    """A document: its pages in order, each drawn at the size that the budget gives it."""
+
+    item: Item
+    rules: Rules
+    document: Document
+    pages: list[int] = field(default_factory=list)
+    kind: str = "document"
+
+    def __post_init__(self) -> None:
+        count = len(self.document)
+        asked = self.item.options.get("pages")
+        self.pages = list(range(count)) if asked is None else [int(page) - 1 for page in asked]
+        wrong = [page + 1 for page in self.pages if not 0 <= page < count]
+        if wrong or not self.pages:
+            raise ValueError(f"document: {self.name}: pages {wrong or 'none'} asked for; it has 1 to {count}")
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    def sizes(self) -> list[tuple[int, int]]:
+        scale = self.rules.page_dpi / 72
+        points = [self.document.size(page) for page in self.pages]
+        return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in points]
+
+    def layout(self, grids: Sequence[Grid]) -> Layout:
+        parts: Layout = []
+        for i, (page, grid, size) in enumerate(zip(self.pages, grids, self.sizes(), strict=True)):
+            label = self.rules.page_label.format(label=self.document.label(page), number=page + 1)
+            parts += [("\n" if i else "") + label + "<img>", image_place(grid, self.rules, size), "</img>"]
+        return parts
+
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        patch = self.rules.pixels.patch
+        widths = [self.document.size(page)[0] for page in self.pages]
+        dpi = [round(grid[1] * patch * 72 / width, 1) for grid, width in zip(grids, widths, strict=True)]
+        tiled = isinstance(self.rules.image, image.TileRule)
+        shown = {"grids": list(grids), "effective_dpi": dpi} if not tiled else {}
+        return {"pages": [page + 1 for page in self.pages], "pages_in_file": len(self.document), **shown}
+
+    def media(self, grids: Sequence[Grid]) -> Media:
+        patch, parts = self.rules.pixels.patch, []
+        for page, (rows, cols), size in zip(self.pages, grids, self.sizes(), strict=True):
+            if isinstance(self.rules.image, image.TileRule):
+                pixels = self.document.render(page, *size)
+            else:
+                pixels = self.document.render(page, cols * patch, rows * patch)
+            parts.append(image_media(pixels, (rows, cols), self.rules))
+        return Media.pack(parts)
+
+    def close(self) -> None:
+        self.document.close()
+
+
+@runtime_checkable
+class SoundSource(Protocol):
+    """16 kHz mono sound of a file or an array: `samples` from its header, `read` decodes."""
+
+    samples: int
+
+    def read(self) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class Recording:
+    """A sound: whole, or in overlapping chunks where it is long."""
+
+    name: str
+    rules: Rules
+    source: SoundSource
+    kind: str = "audio"
+
+    def __post_init__(self) -> None:
+        if self.rules.audio is None:
+            raise ValueError(f"audio: {self.name}: this model hears nothing; leave sounds out")
+
+    @property
+    def rule(self) -> audio.AudioRule:
+        assert self.rules.audio
+        return self.rules.audio
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return []
+
+    def layout(self, grids: Sequence[Grid]) -> Layout:
+        tokens = audio.num_tokens(self.source.samples, self.rule)
+        energy = torch.zeros(-(-self.source.samples // self.rule.mel.block))
+        chunks = audio.chunks(self.source.samples, energy, self.rule)  # their number depends on the length alone
+        return ["<so_start>", Place(kind="audio", count=len(chunks), tokens=tokens), "<so_end>"]
+
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        return {"seconds": round(self.source.samples / self.rule.mel.rate, 2)}
+
+    def media(self, grids: Sequence[Grid]) -> Media:
+        return sound_media(self.source.read(), self.rule)
+
+    def close(self) -> None:
+        pass
+
+
+def sound_media(samples: Tensor, rule: audio.AudioRule) -> Media:
+    """Mel frames of a recording's chunks, and what each shares with its neighbours."""
+    made = list(audio.features(samples, rule))
+    return Media(
+        mels=torch.cat([mels for _, mels in made]),
+        frames=torch.tensor([len(mels) for _, mels in made]),
+        trims=torch.tensor([[chunk.trim_start, chunk.trim_end] for chunk, _ in made]),
+    )
+
+
+@dataclass(slots=True)
+class Samples:
+    """Sound given as an array: mono or channels first, at a rate."""
+
+    array: Any
+    rate: int
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        self.array = torch.as_tensor(np.asarray(self.array))
+        if self.array.ndim == 2:
+            self.array = self.array.float().mean(0 if self.array.shape[0] < self.array.shape[1] else 1)
+        if self.array.ndim != 1 or not self.array.dtype.is_floating_point:
+            raise ValueError(
+                f"audio: an array of shape {tuple(self.array.shape)} and {self.array.dtype} came; "
+                "want float samples in -1..1, (samples,) or (channels, samples)"
+            )
+        self.samples = -(-len(self.array) * 16000 // self.rate)
+
+    def read(self) -> Tensor:
+        if self.rate == 16000:
+            return self.array.float()
+        from torchaudio.functional import resample
+
+        return resample(self.array.float(), self.rate, 16000)

@@ -1,0 +1,40 @@
+"""Opening: an item of a conversation, by its stated kind or its content, as something that can be measured and made."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from processors.chat import Item
+from processors.clip_items import NumKept, open_clip, open_recording
+from processors.items import Opened, Pages, Picture, Recording, Samples
+from processors.limits import Limits, MediaError
+from processors.pdf import open_document
+from processors.rules import Rules
+from processors.source import open_source, sniff
+
+
+def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened:
+    """Open an item by its kind, told by its content where that is not stated. Raises MediaError for a bad file."""
+    kind = item.kind
+    array = isinstance(item.thing, np.ndarray | Tensor)
+    if kind == "audio" and array:
+        rate = item.options.get("rate")
+        if rate is None:
+            raise ValueError("audio: an array of samples came without its rate; pass 'rate': samples a second")
+        return Recording(item.name, rules, Samples(item.thing, int(rate)))
+    if kind == "image":
+        return Picture(item, rules, limits)
+    if kind in ("file", "audio", "video") and not item.options.get("frames"):
+        source = open_source(item.thing, limits)
+        item = Item(kind=kind, thing=source, name=item.name, options=item.options)
+        told = sniff(source)
+        if kind == "file":
+            kind = told
+            if kind == "image":
+                return Picture(item, rules, limits)
+        elif told in ("image", "document"):
+            raise MediaError(f"media: {item.name}: holds a {told}, not {kind}; pass it as {told}")
+    if kind == "document":
+        return Pages(item, rules, open_document(item.thing, limits, item.options.get("password")))
+    return open_clip(item, rules, limits, kept) if kind == "video" else open_recording(item, rules, limits)

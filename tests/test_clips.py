@@ -1,0 +1,173 @@
+"""Videos and sounds: frame, time and sound agree; only the frames wanted are read; what is broken says so."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import made_clips
+import numpy as np
+import pytest
+import torch
+
+from processors.clips import AvVideo, FrameList, average_fps, open_video, probe, stream
+from processors.limits import Limits, MediaError
+from processors.sound import open_sound
+from processors.source import open_source
+
+FORMATS = [
+    ("mp4", "libx264", "aac", 30),
+    ("mp4", "mpeg4", "libmp3lame", 24),
+    ("webm", "libvpx-vp9", "libopus", 30),
+    ("mkv", "libx264", "flac", 29.97),
+    ("avi", "mpeg4", "libmp3lame", 60),
+]
+
+
+def onset(sound: torch.Tensor) -> float:
+    """The second at which the first beep starts."""
+    loud = sound.unfold(0, 80, 16).square().mean(-1).sqrt() > 0.1
+    return float(loud.float().argmax()) * 16 / 16000
+
+
+@pytest.mark.parametrize(("suffix", "codec", "sound", "fps"), FORMATS)
+def test_frame_time_and_sound_agree(tmp_path: Path, suffix: str, codec: str, sound: str, fps: float) -> None:
+    path = made_clips.clip(tmp_path / f"clip.{suffix}", codec=codec, sound=sound, fps=fps)
+    video = open_video(path)
+    assert (len(video), video.size) == (60, made_clips.SIZE)
+    indices = [0, 7, 33, 59]
+    assert [made_clips.number(frame) for frame in video.read(indices)] == indices
+    assert np.abs(video.times[indices] - np.array(indices) / fps).max() < 0.5 / fps
+    assert average_fps(video.times) == pytest.approx(fps, rel=0.01)
+    heard = open_sound(path, with_video=True)
+    assert heard is not None
+    assert heard.seconds == pytest.approx(60 / fps, abs=0.08)
+    samples = heard.read()
+    assert len(samples) == heard.samples
+    assert onset(samples) == pytest.approx(0.5, abs=1 / fps)
+    video.close()
+
+
+@pytest.mark.parametrize(("suffix", "codec", "sound", "fps"), FORMATS[:3])
+def test_the_second_decoder_gives_the_same(tmp_path: Path, suffix: str, codec: str, sound: str, fps: float) -> None:
+    path = made_clips.clip(tmp_path / f"clip.{suffix}", codec=codec, sound=sound, fps=fps, frames=100)
+    first, second = open_video(path), AvVideo(open_source(path))
+    assert (first.decoder, second.decoder) == ("decord", "av")
+    assert np.abs(first.times - second.times).max() < 0.002
+    indices = [99, 3, 80, 3]
+    a, b = first.read(indices).astype(int), second.read(indices).astype(int)
+    assert [made_clips.number(frame) for frame in b] == indices
+    assert np.abs(a - b).mean() < 4
+
+
+def test_frame_rates_that_vary_keep_their_true_times(tmp_path: Path) -> None:
+    video = open_video(made_clips.clip(tmp_path / "clip.mkv", sound="flac", variable=True))
+    assert video.times[29] == pytest.approx(29 / 30, abs=0.01)
+    assert video.times[59] == pytest.approx((30 + 3 * 29) / 30, abs=0.01)
+
+
+def test_a_turned_clip_stands_upright(tmp_path: Path) -> None:
+    path = made_clips.clip(tmp_path / "clip.mp4", sound=None)
+    turned = made_clips.turned(path, tmp_path / "turned.mp4")
+    first, second = open_video(turned), AvVideo(open_source(turned))
+    assert first.size == second.size == (96, 128)
+    assert first.read([5])[0].shape == (128, 96, 3)
+    assert np.abs(first.read([37]).astype(int) - second.read([37]).astype(int)).mean() < 4
+
+
+def test_a_silent_clip_is_no_error_and_a_sound_is_no_clip(tmp_path: Path) -> None:
+    silent = made_clips.clip(tmp_path / "silent.mp4", sound=None)
+    assert open_sound(silent, with_video=True) is None
+    with pytest.raises(MediaError, match="no sound"):
+        open_sound(silent)
+    audio = made_clips.clip(tmp_path / "sound.m4a", picture=False)
+    with pytest.raises(MediaError, match="sound only"):
+        open_video(audio)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [
+        ("a.wav", "pcm_u8", 8000),
+        ("a.wav", "pcm_s16le", 44100),
+        ("a.wav", "pcm_s24le", 96000),
+        ("a.wav", "pcm_f32le", 16000),
+        ("a.mp3", "libmp3lame", 44100),
+        ("a.flac", "flac", 48000),
+        ("a.ogg", "libvorbis", 22050),
+        ("a.opus", "libopus", 48000),
+        ("a.m4a", "aac", 32000),
+    ],
+)
+def test_every_kind_of_sound_becomes_sixteen_kilohertz(tmp_path: Path, name: str, codec: str, rate: int) -> None:
+    path = made_clips.clip(tmp_path / name, sound=codec, rate=rate, picture=False, frames=90)
+    sound = open_sound(path)
+    assert sound is not None
+    samples = sound.read()
+    assert sound.seconds == pytest.approx(3, abs=0.1)
+    assert len(samples) == sound.samples
+    assert onset(samples) == pytest.approx(0.5, abs=0.03)
+    tone = samples[8000 + 2000 : 8000 + 6000] * torch.hann_window(4000)
+    assert float(torch.fft.rfft(tone).abs().argmax()) * 16000 / 4000 == pytest.approx(440, abs=4)
+
+
+def test_bytes_and_files_open_like_paths(tmp_path: Path) -> None:
+    data = made_clips.clip(tmp_path / "clip.mp4").read_bytes()
+    for thing in (data, io.BytesIO(data)):
+        video = open_video(thing)
+        assert [made_clips.number(frame) for frame in video.read([9, 41])] == [9, 41]
+        sound = open_sound(thing, with_video=True)
+        assert sound is not None
+        assert onset(sound.read()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_pieces_of_a_stream_equal_all_at_once(tmp_path: Path) -> None:
+    video = open_video(made_clips.clip(tmp_path / "clip.mp4"))
+    indices = list(range(0, 60, 7))
+    assert np.array_equal(np.concatenate(list(stream(video, indices, 4))), video.read(indices))
+
+
+def test_frames_of_the_users_own_keep_their_times(tmp_path: Path) -> None:
+    frames = [made_clips.numbered(i) for i in range(5)]
+    given = FrameList(frames, [0.0, 0.5, 2.0, 2.5, 9.0])
+    assert (len(given), given.size, given.decoder) == (5, made_clips.SIZE, "given")
+    assert [made_clips.number(frame) for frame in given.read([4, 1])] == [4, 1]
+    from PIL import Image
+
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / f"frame{9 + i}.png")
+    folder = FrameList.from_folder(tmp_path, fps=2.0)
+    assert [made_clips.number(frame) for frame in folder.read(range(5))] == [0, 1, 2, 3, 4]
+    assert folder.times.tolist() == [0, 0.5, 1, 1.5, 2]
+    with pytest.raises(ValueError, match="one rising time"):
+        FrameList(frames, [0.0, 1.0])
+    with pytest.raises(ValueError, match="several sizes"):
+        FrameList([frames[0], frames[1][:50]], [0.0, 1.0]).read([0, 1])
+    with pytest.raises(ValueError, match=r"frames .9. asked for"):
+        given.read([9])
+
+
+def test_broken_and_huge_files_are_refused(tmp_path: Path) -> None:
+    path = made_clips.clip(tmp_path / "clip.mp4")
+    data = path.read_bytes()
+    for bad in (data[:200], b"\x00\x00\x00\x18ftypmp42" + b"\x00" * 400):
+        with pytest.raises(MediaError):
+            open_video(bad)
+    with pytest.raises(MediaError, match="the limit is 1 s"):
+        open_video(path, Limits(max_seconds=1))
+    with pytest.raises(MediaError, match="60 frames"):
+        open_video(path, Limits(max_frames=10))
+    with pytest.raises(MediaError, match="limit is 1 s"):
+        open_sound(path, Limits(max_seconds=1))
+    assert probe(open_source(path)).has_video
+
+
+def test_a_clip_cut_off_at_its_end_gives_what_it_has_or_says_so(tmp_path: Path) -> None:
+    data = made_clips.clip(tmp_path / "clip.mkv", sound="flac").read_bytes()
+    video = open_video(data[: len(data) * 2 // 3])
+    assert 0 < len(video) < 60
+    try:
+        frames = video.read(list(range(len(video))))
+        assert [made_clips.number(frame) for frame in frames[:10]] == list(range(10))
+    except MediaError as error:
+        assert "send the whole file" in str(error)
