@@ -99,7 +99,7 @@ class FeedForward(nn.Module):
 
 
 class RelativeAttention(nn.Module):
-    """Attention with Transformer-XL's relative positions: (q + u) k + (q + v) r, r of the distance from key to query."""
+    """Attention with Transformer-XL's relative positions: (q + u) k + (q + v) r, r of the distance key to query."""
 
     block = 512  # queries computed at a time
 

@@ -136,7 +136,7 @@ class RadioVit(nn.Module):
         return embedder(patches) + self.positions(grids).to(embedder.weight.dtype)
 
     def positions(self, grids: Int[Tensor, "items 2"]) -> Float[Tensor, "patches width"]:
-        """Cropped positions, float32: the learned square resized to (m, m), m = max(rows, cols), cut at the top left."""
+        """Cropped positions, float32: the learned square resized to (m, m), m = max(rows, cols), cut top left."""
         side = self.config.positions
         square = self.patch_generator.pos_embed.float().view(1, side, side, -1).permute(0, 3, 1, 2)
         resized: dict[int, Tensor] = {}

@@ -36,5 +36,10 @@ def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened
         elif told in ("image", "document"):
             raise MediaError(f"media: {item.name}: holds a {told}, not {kind}; pass it as {told}")
     if kind == "document":
-        return Pages(item, rules, open_document(item.thing, limits, item.options.get("password")))
+        document = open_document(item.thing, limits, item.options.get("password"))
+        try:
+            return Pages(item, rules, document)
+        except ValueError:
+            document.close()
+            raise
     return open_clip(item, rules, limits, kept) if kind == "video" else open_recording(item, rules, limits)

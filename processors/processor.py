@@ -22,7 +22,7 @@ from processors.items import Layout, Opened, Place
 from processors.limits import DEFAULT_LIMITS, Limits
 from processors.opening import open_item
 from processors.plan import Plan, PlannedItem
-from processors.rules import Preset, Rules
+from processors.rules import Rules
 
 Overflow = Literal["refuse", "drop"]
 
@@ -82,7 +82,7 @@ class Processor:
         messages: Conversation | Sequence[Conversation],
         *,
         context: int | None = None,
-        preset: Preset = "reference",
+        preset: str = "reference",
         video_pruning_rate: float | None = None,
         enable_thinking: bool = True,
         overflow: Overflow = "refuse",
@@ -112,7 +112,7 @@ class Processor:
         messages: Conversation,
         *,
         context: int | None = None,
-        preset: Preset = "reference",
+        preset: str = "reference",
         video_pruning_rate: float | None = None,
         enable_thinking: bool = True,
         overflow: Overflow = "refuse",
@@ -148,7 +148,7 @@ class Processor:
     def _request(
         self,
         context: int | None,
-        preset: Preset,
+        preset: str,
         rate: float | None,
         overflow: Overflow,
         limits: Limits | None,

@@ -48,10 +48,11 @@ class Rules:
     def pixels(self) -> image.PixelRule:
         return self.image.pixels
 
-    def with_preset(self, preset: Preset) -> Rules:
+    def with_preset(self, name: str) -> Rules:
         """These rules as another engine would have them. Raises ValueError for an unknown preset."""
-        if preset not in PRESETS:
-            raise ValueError(f"Rules: preset {preset!r} is unknown; want one of {', '.join(PRESETS)}")
+        preset = next((known for known in PRESETS if known == name), None)
+        if preset is None:
+            raise ValueError(f"Rules: preset {name!r} is unknown; want one of {', '.join(PRESETS)}")
         if preset == "reference":
             return replace(self, preset=preset)
         plain = replace(self.video, prefix="")

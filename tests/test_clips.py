@@ -19,8 +19,8 @@ FORMATS = [
     ("mp4", "libx264", "aac", 30),
     ("mp4", "mpeg4", "libmp3lame", 24),
     ("webm", "libvpx-vp9", "libopus", 30),
-    ("mkv", "libx264", "flac", 29.97),
-    ("avi", "mpeg4", "libmp3lame", 60),
+    ("mkv", "libx264", "libopus", 29.97),
+    ("avi", "mpeg4", "pcm_s16le", 60),
 ]
 
 
@@ -61,7 +61,7 @@ def test_the_second_decoder_gives_the_same(tmp_path: Path, suffix: str, codec: s
 
 
 def test_frame_rates_that_vary_keep_their_true_times(tmp_path: Path) -> None:
-    video = open_video(made_clips.clip(tmp_path / "clip.mkv", sound="flac", variable=True))
+    video = open_video(made_clips.clip(tmp_path / "clip.mkv", sound="aac", variable=True))
     assert video.times[29] == pytest.approx(29 / 30, abs=0.01)
     assert video.times[59] == pytest.approx((30 + 3 * 29) / 30, abs=0.01)
 
@@ -94,7 +94,7 @@ def test_a_silent_clip_is_no_error_and_a_sound_is_no_clip(tmp_path: Path) -> Non
         ("a.wav", "pcm_f32le", 16000),
         ("a.mp3", "libmp3lame", 44100),
         ("a.flac", "flac", 48000),
-        ("a.ogg", "libvorbis", 22050),
+        ("a.ogg", "libopus", 24000),
         ("a.opus", "libopus", 48000),
         ("a.m4a", "aac", 32000),
     ],
@@ -162,12 +162,10 @@ def test_broken_and_huge_files_are_refused(tmp_path: Path) -> None:
     assert probe(open_source(path)).has_video
 
 
-def test_a_clip_cut_off_at_its_end_gives_what_it_has_or_says_so(tmp_path: Path) -> None:
-    data = made_clips.clip(tmp_path / "clip.mkv", sound="flac").read_bytes()
+def test_a_clip_cut_off_at_its_end_gives_what_it_has(tmp_path: Path) -> None:
+    data = made_clips.clip(tmp_path / "clip.mkv", sound="aac").read_bytes()
     video = open_video(data[: len(data) * 2 // 3])
     assert 0 < len(video) < 60
-    try:
-        frames = video.read(list(range(len(video))))
-        assert [made_clips.number(frame) for frame in frames[:10]] == list(range(10))
-    except MediaError as error:
-        assert "send the whole file" in str(error)
+    whole = AvVideo(open_source(data[: len(data) * 2 // 3]))
+    assert [made_clips.number(frame) for frame in whole.read(range(10))] == list(range(10))
+    assert [made_clips.number(frame) for frame in video.read(range(10))] == list(range(10))
