@@ -17,6 +17,7 @@ BIN := .venv/bin
 
 demo: .venv/.installed  ## what this machine has, and what a model is made of
 	@$(BIN)/omni doctor
+	@$(BIN)/python demos/tour.py
 
 test: .venv/.installed  ## everything but the slow tests, with coverage
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --cov --cov-report=term --cov-fail-under=90

@@ -1,4 +1,4 @@
-"""The command line: `omni doctor`, `omni inspect`."""
+"""The command line: `omni doctor`, `omni inspect`, `omni plan`."""
 
 from __future__ import annotations
 
@@ -139,6 +139,51 @@ def inspect(
     memory.add_row("state a sequence, fp32", _bytes(4 * found.state_elements))
     memory.add_row(f"one sequence of {context} tokens", _bytes(found.cache_bytes(context)))
     console.print(memory)
+
+
+@app.command()
+def plan(
+    files: Annotated[list[Path], typer.Argument(help="pictures, PDFs, videos, sounds", exists=True, dir_okay=False)],
+    model: Annotated[str, typer.Option(help="a checkpoint's folder, or a hub repository's id")],
+    context: Annotated[int | None, typer.Option(help="tokens that the prompt may take")] = None,
+    preset: Annotated[str, typer.Option(help="reference, transformers, vllm or sglang")] = "reference",
+    evs: Annotated[float | None, typer.Option(help="share of a video's tokens to remove")] = None,
+    drop: Annotated[bool, typer.Option("--drop", help="leave out pages that do not fit, instead of refusing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """What files will cost before anything is run: tokens, pages' dpi, frames' times, memory, what is left out."""
+    from omni.load import OmniProcessor
+
+    try:
+        processor = OmniProcessor.from_pretrained(model)
+        messages = [{"role": "user", "content": [{"type": "file", "path": str(file)} for file in files]}]
+        overflow = "drop" if drop else "refuse"
+        made = processor.plan(messages, context=context, preset=preset, video_pruning_rate=evs, overflow=overflow)
+    except ValueError as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(made.to_dict()))
+        return
+    table = Table("file", "kind", "tokens", "text", "details")
+    for item in made.items:
+        table.add_row(
+            escape(item.name), item.kind, str(item.tokens), str(item.text_tokens), escape(_details(item.details))
+        )
+    console.print(table)
+    for left in made.left_out:
+        console.print(f"left out: {escape(left)}")
+    console.print(f"{made.tokens} tokens in all ({made.text_tokens} of the conversation's own), preset {preset}")
+    console.print(f"state after the prompt: {_bytes(made.cache_bytes)}")
+
+
+def _details(values: dict[str, object]) -> str:
+    """Lists are shortened to their ends."""
+    shown = []
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) > 4:
+            value = f"{value[0]}, {value[1]} … {value[-1]} ({len(value)})"
+        shown.append(f"{name} {value}")
+    return "; ".join(shown)
 
 
 BITS: dict[str, float] = {"fp32": 32, "bf16 / fp16": 16, "fp8 / int8": 8, "nvfp4 / int4 (with scales)": 4.5}

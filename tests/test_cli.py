@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import made_clips
 import pytest
 import released
+import tokens
+from PIL import Image
 from typer.testing import CliRunner
 
 from omni.cli import app
@@ -44,3 +47,20 @@ def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:
     code, text = run("inspect", str(tmp_path))
     assert code == 2
     assert "config.json is missing" in text
+
+
+def test_plan_tells_tokens_and_dpi_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(released.omni()))
+    tokens.tokenizer().save_pretrained(tmp_path)
+    page = tmp_path / "page.pdf"
+    Image.new("RGB", (850, 1100)).save(page, resolution=100)
+    sound = made_clips.clip(tmp_path / "a.wav", sound="pcm_s16le", picture=False)
+    code, text = run("plan", str(page), str(sound), "--model", str(tmp_path), "--context", "2000")
+    assert code == 0
+    for word in ("page.pdf", "effective_dpi", "a.wav", "seconds 2.0", "state after the prompt"):
+        assert word in text
+    code, text = run("plan", str(page), "--model", str(tmp_path), "--json")
+    assert json.loads(text)["items"][0]["tokens"] > 1000
+    code, text = run("plan", str(page), "--model", str(tmp_path), "--preset", "what")
+    assert code == 2
+    assert "preset 'what' is unknown" in text

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-SPECIAL = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>",
-    18: "<image>", 21: "<img>", 22: "</img>", 27: "<so_embedding>", 28: "<so_start>", 29: "<so_end>",
-}  # fmt: skip
-TEMPLATE = Path(__file__).parent.parent / "omni" / "tiny" / "chat_template.jinja"
+from demos.tour import tokenizer as plain
 
 
 def tokenizer(template: str | None = None) -> Any:
-    names = [SPECIAL.get(i, f"<special_{i}>") for i in range(32)]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {name: i for i, name in enumerate([*names, *letters])}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="<|im_end|>",
-        additional_special_tokens=names,
-    )  # fmt: skip
-    fast.chat_template = template or TEMPLATE.read_text()
-    return fast
+    made: Any = plain()
+    if template:
+        made.chat_template = template
+    return made
 
 
 def text(tokenizer: Any, ids: list[int]) -> str:
