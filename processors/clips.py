@@ -62,8 +62,9 @@ def probe(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
     import av
 
     with opened(source) as container:
-        videos = [s for s in container.streams.video if not _is_cover(s)]
-        sounds = container.streams.audio
+        known = [s for s in container.streams if s.codec_context is not None]  # None: a codec that is not built in
+        videos = [s for s in known if s.type == "video" and not _is_cover(s)]
+        sounds = [s for s in known if s.type == "audio"]
         if not videos and not sounds:
             raise MediaError(f"media: {source.name}: neither frames nor sound; send a video or a sound")
         seconds = (container.duration or 0) / av.time_base
@@ -141,7 +142,7 @@ class DecordVideo:
             self._reader: Any = decord.VideoReader(file, num_threads=0)
             stamps = self._reader.get_frame_timestamp(range(len(self._reader)))
             first = self._reader[0].asnumpy() if len(self._reader) else np.zeros((0, 0, 3), np.uint8)
-        except (RuntimeError, IndexError, ValueError, OSError) as error:  # DECORDError is a RuntimeError
+        except (decord.DECORDError, RuntimeError, IndexError, ValueError, OSError) as error:
             raise _DecordFailed(str(error)) from None
         self.size = (first.shape[1], first.shape[0])
         starts = np.asarray(stamps, dtype=np.float64).reshape(-1, 2)[:, 0]
@@ -152,10 +153,12 @@ class DecordVideo:
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
         """Raises MediaError for frames that cannot be decoded, IndexError for those outside the clip."""
+        import decord
+
         check_indices(self.name, indices, len(self))
         try:
             return self._reader.get_batch(list(indices)).asnumpy()
-        except (RuntimeError, IndexError) as error:
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
             raise MediaError(
                 f"media: {self.name}: frames {indices[0]} to {indices[-1]} cannot be decoded ({short(error)}); "
                 "send the whole file"
