@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,16 @@ class Clip:
 
     def media(self, grids: Sequence[Grid]) -> Media:
         rules, grid = self.rules.video, self.grid
-        depth = rules.tubelet_frames
-        parts = list(video.tubelet_stream(clips.stream(self.video, self.indices, 16), grid, rules))
-        steps = -(-len(self.indices) // depth)
+        steps = -(-len(self.indices) // rules.tubelet_frames)
+        pixels = self.rules.pixels.patch**2 * 3 * rules.tubelet_frames
+        tubelets = torch.empty(steps * grid[0] * grid[1], pixels)
+        at = 0
+        for part in video.tubelet_stream(clips.stream(self.video, self.indices, 16), grid, rules):
+            tubelets[at : at + len(part)] = part
+            at += len(part)
+        assert at == len(tubelets)
         made = Media(
-            tubelets=torch.cat(parts),
+            tubelets=tubelets,
             clips=torch.tensor([[steps, *grid]]),
             rates=torch.tensor([self.rate], dtype=torch.float64),
         )
@@ -130,6 +135,28 @@ class Clip:
             return made
         samples = self.sound.read()
         return Media.pack([made, *(sound_media(samples[a:b], self.rules.audio) for a, b in spans)])
+
+    def pieces(self, frames: int) -> Iterator[tuple[Layout, Media]]:
+        """The clip in stretches of so many sampled frames, each with its text, then its sound; holds one at a time.
+
+        Pruning is left to who reads the pieces: each is a clip of its own.
+        """
+        rules = self.rules.video
+        fps = clips.average_fps(self.video.times)
+        each = self.grid[0] * self.grid[1] // self.rules.pixels.shuffle**2
+        for segment in video.segments(self.indices, frames, rules):
+            lines = video.tubelet_lines(segment.indices, fps, rules, times=self._told(segment), first=segment.first)
+            layout: Layout = []
+            for line in lines:
+                layout += [line + "<img>", Place(kind="tubelet", count=1, tokens=each), "</img>"]
+            part = video.tubelets(self.video.read(segment.indices), self.grid, rules)
+            shape = torch.tensor([[len(lines), *self.grid]])
+            rate = torch.tensor([self.rate], dtype=torch.float64)
+            yield layout, Media(tubelets=part, clips=shape, rates=rate)
+        for span in self.spans() if self.rules.sound == "after" else []:
+            assert self.sound is not None
+            assert self.rules.audio is not None
+            yield self._told_sound(span), sound_media(self.sound.read(), self.rules.audio)
 
     def close(self) -> None:
         self.video.close()

@@ -7,7 +7,7 @@ laid out. The plan ends there; the batch goes on to decode. So the plan equals w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeGuard, cast
@@ -17,6 +17,7 @@ import torch
 from processors import image
 from processors.batch import Batch, Media, Slot
 from processors.chat import Conversation, Message, Prompt, Tokenizer, render
+from processors.clip_items import Clip
 from processors.image import Grid
 from processors.items import Layout, Opened, Place
 from processors.limits import DEFAULT_LIMITS, Limits
@@ -145,6 +146,62 @@ class Processor:
             state_bytes=self.state_bytes,
         )
 
+    def stream(
+        self,
+        messages: Conversation,
+        *,
+        frames: int = 16,
+        context: int | None = None,
+        preset: str = "reference",
+        video_pruning_rate: float | None = None,
+        enable_thinking: bool = True,
+        limits: Limits | None = None,
+        **chat: Any,
+    ) -> Iterator[Batch]:
+        """The same prompt in pieces, to be read one after the other with one state, at bounded memory.
+
+        A video comes in stretches of `frames` sampled frames, decoded when they are asked for; everything else in one
+        piece. The pieces' ids and features follow one another as in `__call__`; each stretch is pruned as a clip of
+        its own, and a clip's sound follows its frames.
+        """
+        request = self._request(
+            context, preset, video_pruning_rate, "refuse", limits, chat | {"enable_thinking": enable_thinking}
+        )
+        with ExitStack() as stack:
+            drawn = self._draw(messages, request, stack)
+            ids: list[int] = []
+            for piece in drawn.prompt.pieces:
+                if isinstance(piece, list):
+                    ids += piece
+                    continue
+                item = drawn.opened[piece]
+                whole = (
+                    iter([(drawn.layouts[piece], item.media(drawn.grids[piece]))])
+                    if not isinstance(item, Clip)
+                    else None
+                )
+                for layout, media in whole or cast(Clip, item).pieces(frames):
+                    yield self._piece(ids, layout, media)
+                    ids = []
+            if ids:
+                yield Batch(tokens=torch.tensor(ids), lengths=torch.tensor([len(ids)]))
+
+    def _piece(self, before: list[int], layout: Layout, media: Media) -> Batch:
+        """Text that came before, and one item or a part of it."""
+        ids, slots = list(before), list[Slot]()
+        count = {"image": 0, "tubelet": 0, "audio": 0}
+        self._lay(layout, ids, slots, count)
+        return Batch(tokens=torch.tensor(ids), lengths=torch.tensor([len(ids)]), slots=tuple(slots), media=media)
+
+    def _lay(self, layout: Layout, ids: list[int], slots: list[Slot], count: dict[str, int]) -> None:
+        for part in layout:
+            if isinstance(part, str):
+                ids += self._ids(part)
+                continue
+            slots.append(Slot(position=len(ids), kind=part.kind, first=count[part.kind], count=part.count))
+            ids.append(self._placeholder(part))
+            count[part.kind] += part.count
+
     def _request(
         self,
         context: int | None,
@@ -240,13 +297,7 @@ class Processor:
                 ids += piece
                 continue
             parts.append(drawn.opened[piece].media(drawn.grids[piece]))
-            for part in drawn.layouts[piece]:
-                if isinstance(part, str):
-                    ids += self._ids(part)
-                    continue
-                slots.append(Slot(position=len(ids), kind=part.kind, first=count[part.kind], count=part.count))
-                ids.append(self._placeholder(part))
-                count[part.kind] += part.count
+            self._lay(drawn.layouts[piece], ids, slots, count)
         media = Media.pack(parts) if parts else Media()
         return Batch(tokens=torch.tensor(ids), lengths=torch.tensor([len(ids)]), slots=tuple(slots), media=media)
 

@@ -1,12 +1,12 @@
 """Sound: any file's sound as 16 kHz mono, placed on the clock of its frames.
 
-PyAV decodes; channels are averaged; torchaudio resamples. The length is that of the packets' own times, so it is
-known before anything is decoded. Nothing is imported before it is needed.
+PyAV decodes and resamples (libswresample); channels are averaged. The length is that of the packets' own times, so it
+is known before anything is decoded. Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -51,42 +51,47 @@ class Sound:
 
     def read(self) -> Tensor:
         """All of it: (samples,) float32 in -1..1. Where packets are missing or broken there is silence."""
+        sound = torch.zeros(self.samples)
+        end = 0
+        for at, part in self.stream():
+            end = max(end, min(at + len(part), self.samples))
+            sound[at : at + len(part)] = part[: max(self.samples - at, 0)]
+        if not end:
+            raise MediaError(f"media: {self.name}: its sound cannot be decoded; send the whole file")
+        return sound
+
+    def stream(self) -> Iterator[tuple[int, Tensor]]:
+        """Pieces as they are decoded: the 16 kHz sample each starts at, and its samples; holds one at a time."""
         import av
         from av.error import FFmpegError
 
-        parts: list[Tensor] = []
-        rate, at = RATE, 0
+        resampler = av.AudioResampler(format="fltp", rate=RATE)
+        at, begun = 0, False
         try:
             with opened(self._source) as container:
                 track = container.streams.audio[0]
-                rate = int(track.rate)
-                resampler = av.AudioResampler(format="fltp")
                 for frame in container.decode(track):
                     if frame.pts is None:
                         continue
-                    want = round((float(frame.pts * frame.time_base) - self._zero) * rate)
-                    mono = torch.cat([_mono(part) for part in resampler.resample(frame)] or [torch.zeros(0)])
-                    if want < 0:
-                        mono = mono[-want:]  # before the first frame: encoders' priming
-                        want = 0
-                    if want > at + rate // 20:  # a gap of more than 50 ms
-                        parts.append(torch.zeros(want - at))
-                        at = want
-                    parts.append(mono)
-                    at += len(mono)
-        except FFmpegError as error:
-            if not parts:
-                raise MediaError(f"media: {self.name}: its sound cannot be decoded ({short(error)})") from None
-        sound = torch.cat(parts) if parts else torch.zeros(0)
-        if rate != RATE and len(sound):
-            from torchaudio.functional import resample
-
-            sound = resample(sound, rate, RATE)
-        return torch.nn.functional.pad(sound, (0, max(0, self.samples - len(sound))))[: self.samples]
+                    want = round((float(frame.pts * frame.time_base) - self._zero) * RATE)
+                    if not begun or want > at + RATE // 20:  # the beginning, or a gap of more than 50 ms
+                        at, begun = want, True
+                    for part in resampler.resample(frame):
+                        yield from _kept(at, torch.from_numpy(part.to_ndarray()).mean(0))
+                        at += part.samples
+                for part in resampler.resample(None) if begun else []:
+                    yield from _kept(at, torch.from_numpy(part.to_ndarray()).mean(0))
+                    at += part.samples
+        except (FFmpegError, ValueError) as error:
+            if not begun:
+                message = f"media: {self.name}: its sound cannot be decoded ({short(error)}); send the whole file"
+                raise MediaError(message) from None
 
 
-def _mono(frame: Any) -> Tensor:
-    return torch.from_numpy(frame.to_ndarray()).mean(0)
+def _kept(at: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Without what lies before the first frame (encoders' priming)."""
+    if at + len(part) > 0:
+        yield max(at, 0), part[max(-at, 0) :]
 
 
 def open_sound(thing: object, limits: Limits = DEFAULT_LIMITS, with_video: bool = False) -> Sound | None:

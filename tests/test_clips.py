@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import av
 import made_clips
 import numpy as np
 import pytest
@@ -169,3 +170,34 @@ def test_a_clip_cut_off_at_its_end_gives_what_it_has(tmp_path: Path) -> None:
     whole = AvVideo(open_source(data[: len(data) * 2 // 3]))
     assert [made_clips.number(frame) for frame in whole.read(range(10))] == list(range(10))
     assert [made_clips.number(frame) for frame in video.read(range(10))] == list(range(10))
+
+
+def test_channels_are_averaged_at_any_rate(tmp_path: Path) -> None:
+    import wave
+
+    left, right, loud = (np.full(44100, value, "<i2") for value in (9000, 3000, 30000))
+    for channels in ((left, right), (left, right, loud, right, left, right)):
+        with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+            file.setnchannels(len(channels))
+            file.setsampwidth(2)
+            file.setframerate(44100)
+            file.writeframes(np.stack(channels, 1).tobytes())
+        sound = open_sound(tmp_path / "a.wav")
+        assert sound is not None
+        want = float(np.mean([channel[0] for channel in channels])) / 32768
+        middle = sound.read()[2000:14000]
+        torch.testing.assert_close(middle, torch.full((12000,), want), rtol=0.01, atol=1e-3)
+
+
+def test_a_header_of_twenty_hours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "long.mkv"
+    with av.open(str(path), "w") as container:
+        track = container.add_stream("mpeg4", rate=1)
+        track.width, track.height, track.pix_fmt = *made_clips.SIZE, "yuv420p"
+        for pts in (0, 20 * 3600):
+            frame = av.VideoFrame.from_ndarray(made_clips.numbered(1), format="rgb24")
+            frame.pts = pts
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    with pytest.raises(MediaError, match="lasts 72001 s, the limit is 43200 s"):
+        open_video(path)

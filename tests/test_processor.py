@@ -284,6 +284,21 @@ def test_the_plan_is_what_is_made(movie: Path, parts: list[Any], preset: Any) ->
     assert json.loads(json.dumps(plan.to_dict()))["tokens"] == plan.tokens
 
 
+@pytest.mark.parametrize("frames", [2, 4, 16])
+def test_a_streamed_prompt_is_the_same_piece_by_piece(movie: Path, frames: int) -> None:
+    messages = user("a", {"type": "image", "image": picture()}, {"type": "video", "path": str(movie)}, "what?")
+    whole = PROCESSOR(messages, video_pruning_rate=0.0)
+    pieces = list(PROCESSOR.stream(messages, frames=frames, video_pruning_rate=0.0))
+    assert len(pieces) == 1 + -(-5 // frames) + 1 + 1  # picture, stretches of 5 sampled frames, sound, the rest
+    assert torch.equal(torch.cat([piece.tokens for piece in pieces]), whole.tokens)
+    for name in ("patches", "tubelets", "mels"):
+        parts = [getattr(piece.media, name) for piece in pieces]
+        torch.testing.assert_close(torch.cat([part for part in parts if len(part)]), getattr(whole.media, name))
+    starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces)])
+    slots = [slot.position + int(start) for piece, start in zip(pieces, starts, strict=False) for slot in piece.slots]
+    assert slots == [slot.position for slot in whole.slots]
+
+
 def test_presets_differ_where_the_engines_do(movie: Path) -> None:
     messages = user({"type": "video", "path": str(movie)})
     assert "This is a video" in written(PROCESSOR(messages))
