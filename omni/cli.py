@@ -1,4 +1,4 @@
-"""The command line: `omni doctor`, `omni inspect`, `omni plan`."""
+"""The command line: `omni doctor`, `omni inspect`, `omni plan`, `omni bench`."""
 
 from __future__ import annotations
 
@@ -174,6 +174,28 @@ def plan(
         console.print(f"left out: {escape(left)}")
     console.print(f"{made.tokens} tokens in all ({made.text_tokens} of the conversation's own), preset {preset}")
     console.print(f"state after the prompt: {_bytes(made.cache_bytes)}")
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="media: files to numbers, against transformers' processor")] = "media",
+    minutes: Annotated[int, typer.Option(help="length of the clip")] = 10,
+    pages: Annotated[int, typer.Option(help="pages of the PDF")] = 300,
+    repeats: Annotated[int, typer.Option(help="timed runs of each side, in turns")] = 5,
+) -> None:
+    """Times stages side by side with the reference in one run; checks the results first. A table, then one JSON line."""
+    if what != "media":
+        _fail(f"bench: {what!r} is unknown; want media")
+    from omni import bench as benchmarks
+
+    results, memory = benchmarks.media(minutes, pages, repeats)
+    table = Table("what", "ours, s", "theirs, s", "ratio", "spread", "note")
+    for r in results:
+        table.add_row(r.name, f"{r.ours:.2f}", f"{r.theirs:.2f}", f"{r.ratio:.2f}", f"{r.spread:.0%}", r.note)
+    console.print(table)
+    grown = memory["hour_bytes"] - memory["minute_bytes"]
+    console.print(f"an hour at 1 fps by segments: peak {_bytes(grown)} above that of a minute")
+    typer.echo(benchmarks.report(results, memory))
 
 
 def _details(values: dict[str, object]) -> str:

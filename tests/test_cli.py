@@ -64,3 +64,14 @@ def test_plan_tells_tokens_and_dpi_before_anything_runs(tmp_path: Path) -> None:
     code, text = run("plan", str(page), "--model", str(tmp_path), "--preset", "what")
     assert code == 2
     assert "preset 'what' is unknown" in text
+
+
+@pytest.mark.slow
+def test_bench_states_ratios_and_memory() -> None:
+    code, text = run("bench", "media", "--minutes", "1", "--pages", "6", "--repeats", "1")
+    assert code == 0
+    values = json.loads(text.splitlines()[-1])
+    assert [row["name"] for row in values["results"]] == ["4 pictures 1080p", "1 minutes 720p at 1 fps", "6 PDF pages"]
+    assert all(row["ratio"] > 0 for row in values["results"])
+    assert values["hour_frames"] == 3600
+    assert run("bench", "what")[0] == 2
