@@ -67,6 +67,7 @@ class Subsampling(nn.Module):
         self.linear = nn.Linear(c * config.mels // STRIDE, config.width)
 
     def forward(self, mels: Float[Tensor, "frames mels"], lengths: list[int]) -> Float[Tensor, "tokens width"]:
+        """Mel frames of packed sounds of these lengths → one token for eight frames."""
         tokens: list[Tensor] = []
         start = 0
         for length, run in groupby(lengths):
@@ -89,12 +90,15 @@ class Subsampling(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Linear, SiLU, linear; no biases."""
+
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.linear1 = nn.Linear(config.width, config.ff_width, bias=False)
         self.linear2 = nn.Linear(config.ff_width, config.width, bias=False)
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Each token alone."""
         return self.linear2(F.silu(self.linear1(x)))
 
 
@@ -168,6 +172,7 @@ class Convolution(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(config.width, config.width, 1, bias=False)
 
     def forward(self, x: Float[Tensor, "tokens width"], lengths: list[int]) -> Float[Tensor, "tokens width"]:
+        """Along each of the packed sounds, (tokens, width) → the same shape."""
         x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
         gap = x.new_zeros(self.depthwise_conv.kernel_size[0] // 2, x.shape[1])
         parts = [gap]
@@ -199,6 +204,7 @@ class ConformerBlock(nn.Module):
         self.feed_forward2 = FeedForward(config)
 
     def forward(self, x: Tensor, lengths: list[int], distances: Tensor) -> Tensor:
+        """One layer over packed sounds; `distances` as in `RelativeAttention`."""
         x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
         x = x + self.self_attn(self.norm_self_att(x), lengths, distances)
         x = x + self.conv(self.norm_conv(x), lengths)

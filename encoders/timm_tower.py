@@ -67,6 +67,7 @@ class TimmTower(nn.Module):
     def forward(
         self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "images 2"]
     ) -> Float[Tensor, "patches width"]:
+        """Embed and encode; raises ValueError when patches and grids do not fit."""
         return self.encode(self.embed_images(patches, grids), grids)
 
     def _positions(self, grids: Tensor) -> Tensor:

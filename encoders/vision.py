@@ -28,9 +28,17 @@ class VisionTower(Protocol):
     width: int
     patch_size: int
 
-    def embed_images(self, patches: Tensor, grids: Tensor) -> Tensor: ...
-    def embed_tubelets(self, patches: Tensor, grids: Tensor) -> Tensor: ...
-    def encode(self, x: Tensor, grids: Tensor) -> Tensor: ...
+    def embed_images(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """Image patches (patches, pixels) with positions → (patches, width)."""
+        ...
+
+    def embed_tubelets(self, patches: Tensor, grids: Tensor) -> Tensor:
+        """The same for the patches of tubelets."""
+        ...
+
+    def encode(self, x: Tensor, grids: Tensor) -> Tensor:
+        """Embedded items through the tower, each attending to itself alone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

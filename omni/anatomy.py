@@ -45,6 +45,7 @@ class Anatomy:
 
     @property
     def total(self) -> int:
+        """All parameters."""
         return sum(self.parts.values())
 
     @property

@@ -76,6 +76,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(inner, width, bias=config.bias)
 
     def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> KVState:
+        """An empty cache for a number of sequences, keys and values in `dtype`."""
         return KVState(sequences, self.config.kv_heads, self.config.head_dim, device, dtype)
 
     def forward(

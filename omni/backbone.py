@@ -60,6 +60,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """Normalise each row; shape and dtype stay."""
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -90,6 +91,7 @@ class Block(nn.Module):
         self.norm = RMSNorm(width, eps) if self.mixer is not None else None
 
     def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> LayerState:
+        """An empty memory of this layer; None where it keeps nothing."""
         if isinstance(self.mixer, Attention | Mamba):
             return self.mixer.new_state(sequences, device, dtype)
         return None
@@ -97,6 +99,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "tokens width"], lengths: Lengths, state: LayerState = None
     ) -> Float[Tensor, "tokens width"]:
+        """Packed sequences of these lengths, going on from the layer's state, which is updated."""
         if self.mixer is None or self.norm is None:
             return x
         if isinstance(self.mixer, Attention):

@@ -42,6 +42,7 @@ class Result:
 
     @property
     def ratio(self) -> float:
+        """Theirs over ours."""
         return self.theirs / self.ours
 
 

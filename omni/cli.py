@@ -183,7 +183,7 @@ def bench(
     pages: Annotated[int, typer.Option(help="pages of the PDF")] = 300,
     repeats: Annotated[int, typer.Option(help="timed runs of each side, in turns")] = 5,
 ) -> None:
-    """Times stages side by side with the reference in one run; checks the results first. A table, then one JSON line."""
+    """Times stages side by side with the reference in one run, results checked first. A table, then one JSON line."""
     if what != "media":
         _fail(f"bench: {what!r} is unknown; want media")
     from omni import bench as benchmarks

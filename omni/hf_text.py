@@ -29,6 +29,7 @@ class Fields:
         self.values, self.where, self.used = dict(values), where, set[str]()
 
     def has(self, name: str) -> bool:
+        """Whether the key is there and not null."""
         return self.values.get(name) is not None
 
     def take(self, *names: str, default: Any = ...) -> Any:
@@ -54,6 +55,7 @@ class Fields:
             raise ValueError(f"{self.where}: {' / '.join(names)} is {got!r}, only {value!r} is supported ({why})")
 
     def section(self, *names: str) -> Fields:
+        """A section under any of the names, to be read key by key itself."""
         name = next((name for name in names if self.has(name)), names[0])
         return Fields(self.take(*names), f"{self.where}: {name}")
 
@@ -108,6 +110,7 @@ def read_text(fields: Fields) -> tuple[BackboneConfig, MTPConfig | None, Literal
 
 
 def read_ids(fields: Fields) -> tuple[int | None, tuple[int, ...], int | None]:
+    """The ids of the beginning, the ends, and padding."""
     eos = fields.take("eos_token_id", default=2)
     return (
         fields.take("bos_token_id", default=None),
@@ -362,6 +365,7 @@ def _read_child_mlp(f: Fields, width: int, bias: bool) -> BlockConfig:
 
 
 def write_text(c: OmniConfig) -> dict[str, Any]:
+    """The language part of a config.json, in upstream's names."""
     b = c.backbone
     head: dict[str, Any] = {
         "hidden_size": b.width,

@@ -42,6 +42,7 @@ class MambaConfig:
 
     @property
     def inner(self) -> int:
+        """Channels of x: heads times head_dim."""
         return self.heads * self.head_dim
 
     @property

@@ -93,10 +93,12 @@ class OmniModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the embeddings, and so of activations."""
         return self.embeddings.weight.dtype
 
     def new_state(self, sequences: int = 1, dtype: torch.dtype | None = None) -> State:

@@ -32,6 +32,8 @@ class MLPConfig:
 
 
 class MLP(nn.Module):
+    """Two linears with ReLU², or three with a SiLU gate (Llama)."""
+
     def __init__(self, config: MLPConfig, width: int) -> None:
         super().__init__()
         self.config = config
@@ -40,6 +42,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.hidden, width, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Each token alone, (tokens, width) → the same shape."""
         hidden = self.up_proj(x)
         hidden = relu2(hidden) if self.gate_proj is None else F.silu(self.gate_proj(x)) * hidden
         return self.down_proj(hidden)
@@ -128,6 +131,8 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
+    """Routed experts (in a latent, where the config has one) and the shared expert."""
+
     def __init__(self, config: MoEConfig, width: int) -> None:
         super().__init__()
         self.config = config
@@ -139,6 +144,10 @@ class MoE(nn.Module):
         self.shared_experts = MLP(shared, width) if shared else None
 
     def forward(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Each token alone, (tokens, width) → the same shape.
+
+        Source: Nemotron 3 Nano, section 2; LatentMoE, section 3.
+        """
         weights, chosen, _ = self.gate(x)
         latent = self.fc1_latent_proj(x) if self.fc1_latent_proj else x
         experts = self.experts

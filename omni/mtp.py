@@ -32,6 +32,8 @@ class MTPConfig:
 
 
 class MTP(nn.Module):
+    """The block and its norms; embedding and head are the backbone's and are passed in as tensors."""
+
     def __init__(self, config: MTPConfig, width: int, eps: float) -> None:
         super().__init__()
         self.config = config

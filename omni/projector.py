@@ -31,6 +31,8 @@ class ProjectorConfig:
 
 
 class Projector(nn.Module):
+    """RMSNorm, linear, ReLU², linear."""
+
     def __init__(self, config: ProjectorConfig, out: int) -> None:
         super().__init__()
         self.config = config
@@ -39,4 +41,5 @@ class Projector(nn.Module):
         self.linear2 = nn.Linear(config.hidden, out, bias=config.bias)
 
     def forward(self, x: Float[Tensor, "tokens features"]) -> Float[Tensor, "tokens width"]:
+        """(tokens, features) → (tokens, width of the backbone)."""
         return self.linear2(relu2(self.linear1(self.norm(x))))

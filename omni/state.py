@@ -48,9 +48,11 @@ class KVState:
         return self.keys[sequence][:, :stop], self.values[sequence][:, :stop]
 
     def snapshot(self) -> list[int]:
+        """The lengths: buffers are only appended to."""
         return list(self.lengths)
 
     def restore(self, lengths: list[int]) -> None:
+        """Forget what came after."""
         self.lengths = list(lengths)
 
     def select(self, sequences: Sequence[int]) -> KVState:
@@ -63,6 +65,7 @@ class KVState:
 
     @staticmethod
     def join(parts: Sequence[KVState]) -> KVState:
+        """Sequences of several states side by side, sharing their buffers."""
         new = object.__new__(KVState)
         new.lengths = [length for part in parts for length in part.lengths]
         new.keys = [keys for part in parts for keys in part.keys]
@@ -97,21 +100,26 @@ class MambaState:
         self.history, self.ssm = history, ssm
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
+        """References: these tensors are replaced, never written into."""
         return self.history, self.ssm
 
     def restore(self, saved: tuple[Tensor, Tensor]) -> None:
+        """Put the saved tensors back."""
         self.history, self.ssm = saved
 
     def select(self, sequences: Sequence[int]) -> MambaState:
+        """A copy that holds just these sequences."""
         rows = list(sequences)
         return MambaState(self.history[rows], self.ssm[rows])
 
     @staticmethod
     def join(parts: Sequence[MambaState]) -> MambaState:
+        """Sequences of several states stacked."""
         return MambaState(torch.cat([p.history for p in parts]), torch.cat([p.ssm for p in parts]))
 
     @property
     def nbytes(self) -> int:
+        """Bytes held."""
         return self.history.nbytes + self.ssm.nbytes
 
 

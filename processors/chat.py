@@ -61,6 +61,7 @@ class Prompt:
 
     @property
     def text_tokens(self) -> int:
+        """Ids of the conversation's own text."""
         return sum(len(piece) for piece in self.pieces if isinstance(piece, list))
 
 

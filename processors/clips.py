@@ -31,8 +31,13 @@ class Video(Protocol):
     decoder: str
 
     def __len__(self) -> int: ...
-    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]: ...
-    def close(self) -> None: ...
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+        """These frames, upright, in this order; repeats are allowed."""
+        ...
+
+    def close(self) -> None:
+        """Free the decoder."""
+        ...
 
 
 def average_fps(times: Float64[np.ndarray, " frames"]) -> float:
@@ -165,6 +170,7 @@ class DecordVideo:
             ) from None
 
     def close(self) -> None:
+        """Free the decoder."""
         self._reader = None
 
 
@@ -200,6 +206,7 @@ class AvVideo:
         return len(self.times)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+        """Raises MediaError for frames that cannot be decoded, ValueError for those outside the clip."""
         from av.error import FFmpegError
 
         check_indices(self.name, indices, len(self))
@@ -227,7 +234,7 @@ class AvVideo:
         return np.stack([found[index] for index in indices])
 
     def close(self) -> None:
-        pass
+        """Nothing stays open."""
 
 
 class FrameList:
@@ -257,6 +264,7 @@ class FrameList:
         return len(self._frames)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+        """Raises ValueError for frames of several sizes or outside the list."""
         check_indices(self.name, indices, len(self))
         frames = [open_picture(self._frames[index], self._limits) for index in indices]
         sizes = {frame.shape for frame in frames}
@@ -265,7 +273,7 @@ class FrameList:
         return np.stack(frames)
 
     def close(self) -> None:
-        pass
+        """Nothing stays open."""
 
 
 def check_indices(name: str, indices: Sequence[int], count: int) -> None:

@@ -42,15 +42,34 @@ class Opened(Protocol):
     """An item of media, opened and measured."""
 
     @property
-    def kind(self) -> str: ...
-    @property
-    def name(self) -> str: ...
+    def kind(self) -> str:
+        """image, document, video or audio."""
+        ...
 
-    def sizes(self) -> list[tuple[int, int]]: ...
-    def layout(self, grids: Sequence[Grid]) -> Layout: ...
-    def details(self, grids: Sequence[Grid]) -> dict[str, Any]: ...
-    def media(self, grids: Sequence[Grid]) -> Media: ...
-    def close(self) -> None: ...
+    @property
+    def name(self) -> str:
+        """For messages and plans."""
+        ...
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) in pixels of the pictures and pages that share the budget."""
+        ...
+
+    def layout(self, grids: Sequence[Grid]) -> Layout:
+        """Text and slots in order, given a grid for each size."""
+        ...
+
+    def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        """What a plan says of it."""
+        ...
+
+    def media(self, grids: Sequence[Grid]) -> Media:
+        """The numbers, decoded now."""
+        ...
+
+    def close(self) -> None:
+        """Free what is open."""
+        ...
 
 
 def image_place(grid: Grid, rules: Rules, size: tuple[int, int]) -> Place:
@@ -163,7 +182,9 @@ class SoundSource(Protocol):
 
     samples: int
 
-    def read(self) -> Tensor: ...
+    def read(self) -> Tensor:
+        """All samples, (samples,) float32."""
+        ...
 
 
 @dataclass(slots=True)

@@ -100,6 +100,7 @@ class Segment:
 
 
 REFERENCE = VideoRule()
+ENGINES = VideoRule(prefix="")
 V2_VL = VideoRule(keep_aspect=False, tubelet_frames=1)
 RECIPE = Rate(fps=1.0, cap=512)  # Omni's training recipe
 CARD = Rate(fps=2.0, cap=256)  # Omni's model card

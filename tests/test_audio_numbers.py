@@ -108,9 +108,10 @@ def test_features_in_pieces_equal_features_at_once(samples: int, piece: int) -> 
 @given(st.integers(320, 32000))
 def test_each_mel_has_mean_0_and_deviation_1(samples: int) -> None:
     made = mel_features(sound(samples)).double()
-    assert made.mean(0).abs().max() < 1e-4
-    raw = log_mel(sound(samples)).double().std(0)
-    torch.testing.assert_close(made.std(0), raw / (raw + 1e-5), rtol=1e-5, atol=1e-5)
+    deviation = log_mel(sound(samples)).double().std(0)
+    rounding = 4e-6 / (deviation + 1e-5)  # of float32 logarithms up to 17, which a small deviation magnifies
+    assert (made.mean(0).abs() < rounding).all()
+    assert ((made.std(0) - deviation / (deviation + 1e-5)).abs() < rounding).all()
 
 
 def test_silence_is_no_error_and_becomes_zeros() -> None:

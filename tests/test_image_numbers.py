@@ -241,6 +241,8 @@ def test_a_tie_takes_more_tiles_only_where_there_are_pixels_for_them() -> None:
     assert tile_grid(300, 300) == (1, 1)
     assert tile_grid(725, 725) == (2, 2)  # 725 * 725 > 0.5 * 512 * 512 * 4 >= 724 * 724
     assert tile_grid(724, 724) == (1, 1)
+    assert tile_grid(1152, 1024) == (2, 2)  # 1152 * 1024 = 0.5 * 512 * 512 * 9: more than half are wanted
+    assert tile_grid(1161, 1032) == (3, 3)
     assert tile_grid(4000, 4000) == (3, 3)
 
 

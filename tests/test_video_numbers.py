@@ -24,6 +24,7 @@ from processors.video import (
     CARD,
     ENGINE,
     ENGINE_COUNT,
+    ENGINES,
     RECIPE,
     REFERENCE,
     V2_VL,
@@ -59,7 +60,14 @@ def clip(frames: int, height: int = 20, width: int = 30) -> Tensor:
 
 @pytest.mark.parametrize(
     ("width", "height", "grid"),
-    [(512, 512, (32, 32)), (1920, 1080, (24, 42)), (1280, 720, (24, 42)), (3760, 1120, (16, 58)), (64, 64, (32, 32))],
+    [
+        (512, 512, (32, 32)),
+        (1920, 1080, (24, 42)),
+        (1280, 720, (24, 42)),
+        (3760, 1120, (16, 58)),
+        (64, 64, (32, 32)),
+        (390, 100, (16, 64)),
+    ],
 )
 def test_golden_clips_have_their_golden_grids(width: int, height: int, grid: tuple[int, int]) -> None:
     assert clip_grid(width, height) == grid
@@ -239,7 +247,7 @@ def test_the_text_of_v2_vl_has_one_frame_a_line() -> None:
 
 
 def test_the_text_without_a_clock_numbers_the_frames() -> None:
-    assert tubelet_lines([7, 8, 9], None, replace(REFERENCE, prefix="")) == ["Frame 1 and frame 2: ", "\nFrame 3: "]
+    assert tubelet_lines([7, 8, 9], None, ENGINES) == ["Frame 1 and frame 2: ", "\nFrame 3: "]
 
 
 def test_the_text_may_carry_true_times() -> None:
@@ -397,6 +405,11 @@ def test_interleaved_sound_is_neither_repeated_nor_lost(starts: list[float], sam
     assert sum(audio.num_tokens(length) for length in heard) == audio.num_tokens(samples)
     for second, (start, _) in list(zip(starts, spans, strict=True))[1:]:
         assert abs(start / 16000 - second) <= 0.04 + 1e-9 or start in (0, samples)
+
+
+def test_less_than_a_token_of_sound_stays_with_the_segment_before() -> None:
+    assert interleave([0.0, 0.96], 15360 + 100) == [(0, 15460), (15460, 15460)]
+    assert interleave([0.0, 0.96], 15360 + 1280) == [(0, 15360), (15360, 16640)]
 
 
 def test_each_segment_hears_its_own_time() -> None:
