@@ -145,13 +145,13 @@ def test_other_sounds_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"mel_features: int16 .*scale integers"):
         mel_features(torch.zeros(16000, dtype=torch.int16))
     for wrong in (float("nan"), float("inf"), float("-inf")):
-        broken = torch.zeros(16000)
-        broken[[77, 99]] = wrong
-        with pytest.raises(ValueError, match=f"mel_features: sample 77 is {wrong}"):
+        broken = torch.zeros(1_300_000)
+        broken[[1_200_077, 1_200_099]] = wrong
+        with pytest.raises(ValueError, match=f"mel_features: sample 1200077 is {wrong}"):
             mel_features(broken)
-        with pytest.raises(ValueError, match="block_energy: sample 77"):
+        with pytest.raises(ValueError, match="block_energy: sample 1200077"):
             block_energy(broken)
-        with pytest.raises(ValueError, match="features: sample 77"):
+        with pytest.raises(ValueError, match="features: sample 1200077"):
             list(features(broken))
 
 
@@ -247,6 +247,15 @@ def test_cuts_fall_into_the_pause_nearest_the_even_border() -> None:
     assert border == (first.end - BLOCK * first.trim_end) / 16000
     assert 20.5 < border < 21.1
     assert second.start / 16000 == pytest.approx(border - 1.0, abs=0.081)
+
+
+def test_a_cut_stands_in_the_middle_of_the_pause() -> None:
+    """The border before token t, which is centred on sample 1280 t, lies in the samples of block t - 1."""
+    rule = AudioRule(chunk=replace(SHORT, longest=30.0, search=2.0, overlap=1.0, pause=0.4))
+    energy = torch.ones(500)
+    energy[259:264] = 0.0
+    second = chunks(500 * BLOCK, energy, rule)[1]
+    assert second.start // BLOCK + second.trim_start == 261 + 1
 
 
 def test_where_all_is_equally_loud_chunks_are_even() -> None:
