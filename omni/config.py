@@ -10,7 +10,6 @@ from typing import Literal
 
 from encoders.audio import AudioConfig
 from encoders.vision import VisionConfig
-
 from omni.backbone import BackboneConfig
 from omni.mtp import MTPConfig
 from omni.projector import ProjectorConfig
