@@ -217,12 +217,13 @@ def pages(folder: Path, count: int) -> Result:
 PEAK = """
 import sys
 from processors import video
-from processors.clips import average_fps, open_video
+from processors.clips import average_fps, open_video, stream
 clip = open_video(sys.argv[1])
 indices = video.sample(video.Rate(fps=1.0, cap=None), len(clip), average_fps(clip.times), clip.times.tolist())
 grid = video.clip_grid(*clip.size)
 for segment in video.segments(indices, 16):
-    video.tubelets(clip.read(segment.indices), grid)
+    for part in video.tubelet_stream(stream(clip, segment.indices), grid):
+        pass
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss would remember the parent's
 print(int(status["VmHWM"].split()[0]) * 1024, len(indices))
 """

@@ -121,7 +121,7 @@ class Clip:
         pixels = self.rules.pixels.patch**2 * 3 * rules.tubelet_frames
         tubelets = torch.empty(steps * grid[0] * grid[1], pixels)
         at = 0
-        for part in video.tubelet_stream(clips.stream(self.video, self.indices, 16), grid, rules):
+        for part in self._made(self.indices):
             tubelets[at : at + len(part)] = part
             at += len(part)
         assert at == len(tubelets)
@@ -136,6 +136,10 @@ class Clip:
         samples = self.sound.read()
         return Media.pack([made, *(sound_media(samples[a:b], self.rules.audio) for a, b in spans)])
 
+    def _made(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Tubelets of these frames, a few at a time."""
+        return video.tubelet_stream(clips.stream(self.video, indices), self.grid, self.rules.video)
+
     def pieces(self, frames: int) -> Iterator[tuple[Layout, Media]]:
         """The clip in stretches of so many sampled frames, each with its text, then its sound; holds one at a time.
 
@@ -149,7 +153,7 @@ class Clip:
             layout: Layout = []
             for line in lines:
                 layout += [line + "<img>", Place(kind="tubelet", count=1, tokens=each), "</img>"]
-            part = video.tubelets(self.video.read(segment.indices), self.grid, rules)
+            part = torch.cat(list(self._made(segment.indices)))
             shape = torch.tensor([[len(lines), *self.grid]])
             rate = torch.tensor([self.rate], dtype=torch.float64)
             yield layout, Media(tubelets=part, clips=shape, rates=rate)

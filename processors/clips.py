@@ -7,7 +7,9 @@ interface. No decoder is imported before it is needed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,10 +47,19 @@ def average_fps(times: Float64[np.ndarray, " frames"]) -> float:
     return float((len(times) - 1) / (times[-1] - times[0])) if len(times) > 1 and times[-1] > times[0] else 1.0
 
 
-def stream(video: Video, indices: Sequence[int], chunk: int = 16) -> Iterator[UInt8[np.ndarray, "frames rows cols 3"]]:
-    """The frames in pieces, so that a long clip is never held as a whole."""
-    for start in range(0, len(indices), chunk):
-        yield video.read(indices[start : start + chunk])
+def stream(video: Video, indices: Sequence[int], chunk: int = 2) -> Iterator[UInt8[np.ndarray, "frames rows cols 3"]]:
+    """The frames in pieces, so that a long clip is never held as a whole; small ones keep the decoder's memory flat.
+
+    The next pieces are decoded while one is worked on.
+    """
+    pieces = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
+    with ThreadPoolExecutor(1) as decoder:
+        ahead = deque(decoder.submit(video.read, piece) for piece in pieces[:2])
+        for piece in (*pieces[2:], None, None)[: len(pieces)]:
+            frames = ahead.popleft().result()
+            if piece is not None:
+                ahead.append(decoder.submit(video.read, piece))
+            yield frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

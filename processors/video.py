@@ -250,7 +250,7 @@ def tubelets(
     grid: Grid,
     rule: VideoRule = REFERENCE,
     *,
-    piece: int = 1 << 23,
+    piece: int = 1 << 21,
 ) -> Float[Tensor, "patches pixels"]:
     """uint8 RGB frames, resized to a grid and normalised as images are, in tubelets.
 
