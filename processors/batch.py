@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from processors.given import Given
+
 Kind = Literal["image", "tubelet", "audio"]
 KINDS: tuple[Kind, ...] = ("image", "tubelet", "audio")
 
@@ -120,14 +122,20 @@ class Batch:
 
     tokens: ids of all sequences, one behind the other, one placeholder a slot (the features' number is not known here).
     lengths: ids of each sequence. slots: in order of position. media: what the slots stand for, in the slots' order.
+    given: what each sequence was made of; empty for a batch made by hand.
     """
 
     tokens: Int[Tensor, " ids"]
     lengths: Int[Tensor, " sequences"]
     slots: tuple[Slot, ...] = ()
     media: Media = field(default_factory=Media)
+    given: tuple[Given, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.given and len(self.given) != len(self.lengths):
+            raise ValueError(
+                f"Batch.given: {len(self.given)} records came for {len(self.lengths)} sequences; want one each, or none"
+            )
         if int(self.lengths.sum()) != len(self.tokens):
             raise ValueError(
                 f"Batch.tokens: {len(self.tokens)} ids came, the lengths {self.lengths.tolist()} want "
@@ -190,15 +198,18 @@ class Batch:
             lengths=torch.cat([batch.lengths for batch in batches]),
             slots=tuple(slots),
             media=Media.pack([batch.media for batch in batches]),
+            given=tuple(given for batch in batches for given in batch.given or [Given()] * len(batch))
+            if any(batch.given for batch in batches)
+            else (),
         )
 
     def __iter__(self) -> Iterator[Batch]:
         """Each sequence as a batch of its own. Clips are taken whole: a clip's tubelets belong to one sequence."""
         ends = self.lengths.cumsum(0).tolist()
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            yield self._between(start, end)
+        for i, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            yield self._between(start, end, self.given[i : i + 1])
 
-    def _between(self, start: int, end: int) -> Batch:
+    def _between(self, start: int, end: int, given: tuple[Given, ...]) -> Batch:
         mine = [slot for slot in self.slots if start <= slot.position < end]
         spans = {}
         for kind in KINDS:
@@ -225,6 +236,7 @@ class Batch:
                 frames=media.frames[audio],
                 trims=media.trims[audio],
             ),
+            given=given,
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-Kind = Literal["image", "document", "video", "audio", "file"]
+Kind = Literal["image", "document", "video", "audio", "file", "mark"]
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 
@@ -40,11 +40,15 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One item of media in a conversation: its kind ("file": told by its content), its source and its options."""
+    """One item of media in a conversation: its kind ("file": told by its content), its source and its options.
+
+    A "mark" is no media: it only keeps its place among the ids.
+    """
 
     kind: Kind
     thing: Any = field(repr=False)
@@ -180,6 +184,10 @@ def _turn(index: int, message: Message, items: list[Item], marks: _Marks) -> dic
     parts = [content] if isinstance(content, str | Mapping) else list(content or [])
     text = ""
     for number, part in enumerate(parts):
+        if isinstance(part, Item):
+            text += marks.media(len(items))
+            items.append(part)
+            continue
         if isinstance(part, str) or part.get("type") == "text":
             typed = part if isinstance(part, str) else part.get("text")
             if not isinstance(typed, str):

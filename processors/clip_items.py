@@ -105,14 +105,18 @@ class Clip:
     def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
         times = self.video.times
         seconds = [round(float(times[index]), 3) for index in self.indices]
+        told = self._told(video.Segment(first=0, indices=tuple(self.indices)))
+        told = video.training_times(self.indices, clips.average_fps(times)) if told is None else told
         return {
             "frames": len(self.indices),
             "frames_in_file": len(self.video),
             "true_seconds": seconds,
+            "told_seconds": [round(second, 3) for second in told],
             "grid": self.grid,
             "pruning_rate": self.rate,
             "decoder": self.video.decoder,
             "sound_seconds": round(self.sound.samples / 16000, 2) if self.sound else None,
+            "sound_spans": [[round(a / 16000, 2), round(b / 16000, 2)] for a, b in self.spans() if b > a],
         }
 
     def media(self, grids: Sequence[Grid]) -> Media:

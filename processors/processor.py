@@ -7,47 +7,26 @@ laid out. The plan ends there; the batch goes on to decode. So the plan equals w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeGuard, cast
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeGuard, cast
 
 import torch
 
-from processors import image
 from processors.batch import Batch, Media, Slot
-from processors.chat import Conversation, Message, Prompt, Tokenizer, render
+from processors.budget import Drawn, Overflow, Request, draw
+from processors.chat import Conversation, Tokenizer
 from processors.clip_items import Clip
-from processors.image import Grid
-from processors.items import Layout, Opened, Place
+from processors.given import Call, Given, GivenItem, How, digest, key_of, told
+from processors.items import Layout, Place
 from processors.limits import DEFAULT_LIMITS, Limits
-from processors.opening import open_item
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
 
-Overflow = Literal["refuse", "drop"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What a caller asked beside the messages."""
-
-    rules: Rules
-    context: int | None
-    overflow: Overflow
-    limits: Limits
-    chat: Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class _Drawn:
-    """A conversation with its media opened and its budget shared out."""
-
-    prompt: Prompt
-    opened: list[Opened]
-    grids: list[list[Grid]]
-    layouts: list[Layout]
-    left_out: list[str]
+BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve")  # the other arguments are the template's
 
 
 def _all_kept(steps: int, places: int, rate: float) -> int:
@@ -98,15 +77,99 @@ class Processor:
         go to `chat.render` (tools, reasoning_budget, keep_thinking). Raises ValueError for messages, MediaError for
         files that do not fit.
         """
-        request = self._request(
-            context, preset, video_pruning_rate, overflow, limits, chat | {"enable_thinking": enable_thinking}
-        )
+        budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "overflow": overflow}
+        request = self._request("prompt", budget | {"enable_thinking": enable_thinking} | chat, limits)
         conversations = messages if _is_many(messages) else [cast(Conversation, messages)]
         return Batch.pack([self._batch(conversation, request) for conversation in conversations])
 
-    def _batch(self, messages: Conversation, request: _Request) -> Batch:
+    def ingest(
+        self, messages: Conversation, *, after: Given | None = None, limits: Limits | None = None, **settings: Any
+    ) -> Batch:
+        """A conversation up to the end of its last message, a user's, whose turn stays open: to be read once, asked
+        often.
+
+        after: what a memory has read before; these messages go on in its open turn. settings: those of `__call__`,
+        and `reserve`, the tokens that the shared budget leaves for questions (256); by default those of the call
+        before. Where the last part is media, the ids of ingest and `ask` one behind the other are those of `__call__`.
+        """
+        before = after.calls[-1].arguments if after else {"reserve": 256}
+        return self._batch(messages, self._request("ingest", {**before, **settings}, limits, after))
+
+    def ask(
+        self,
+        question: str | Sequence[Any],
+        *,
+        after: Given,
+        enable_thinking: bool = True,
+        limits: Limits | None = None,
+        **settings: Any,
+    ) -> Batch:
+        """The rest of the prompt behind what a memory has read: the question, and where the assistant answers.
+
+        question: a text, parts of a message, or messages. settings: as in `ingest`; a context here is for this rest.
+        Raises ValueError where they would have changed what was read (a system text that toggles thinking, tools).
+        """
+        first = question[0] if question else question
+        whole = isinstance(first, Mapping) and "role" in first
+        messages = question if whole else [{"role": "user", "content": question}]
+        arguments = {**after.calls[-1].arguments, "context": None, "reserve": 0, **settings}
+        request = self._request("ask", arguments | {"enable_thinking": enable_thinking}, limits, after)
+        return self._batch(cast(Conversation, messages), request)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of everything here that decides ids and features: vocabulary, template, rules, placeholders."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        template, special = str(self.tokenizer.chat_template), self.tokenizer.all_special_tokens
+        return key_of([vocabulary, template, special, self.rules.to_dict(), self.image_token, self.audio_token])
+
+    def _batch(self, messages: Conversation, request: Request) -> Batch:
+        start = time.perf_counter()
         with ExitStack() as stack:
-            return self._make(self._draw(messages, request, stack))
+            drawn = draw(messages, request, stack)
+            batch = self._make(drawn)
+            return replace(batch, given=(self._given(drawn, request, start),))
+
+    def _given(self, drawn: Drawn, request: Request, start: float) -> Given:
+        """What was made of this call, behind what came before."""
+        after = request.after or Given()
+        items = [
+            GivenItem(
+                kind=planned.kind,
+                name=planned.name,
+                sha256=sha256,
+                size=size,
+                source=source,
+                slots=sum(isinstance(part, Place) for part in layout),
+                tokens=planned.tokens,
+                text_tokens=planned.text_tokens,
+                details=planned.details,
+            )
+            for planned, layout, item in zip(self._planned(drawn), drawn.layouts, drawn.prompt.items, strict=True)
+            for sha256, size, source in [digest(item)]
+        ]
+        messages = told(drawn.turns, drawn.prompt.items, len(after.items))
+        return Given(
+            calls=(*after.calls, Call(how=request.how, messages=messages, arguments=dict(request.arguments))),
+            items=(*after.items, *items),
+            beginning=drawn.beginning,
+            rules=request.rules.to_dict(),
+            left_out=(*after.left_out, *drawn.left_out),
+            processor=self.identity,
+            seconds=after.seconds + time.perf_counter() - start,
+        )
+
+    def _planned(self, drawn: Drawn) -> tuple[PlannedItem, ...]:
+        return tuple(
+            PlannedItem(
+                kind=opened.kind,
+                name=opened.name,
+                tokens=sum(part.tokens for part in layout if isinstance(part, Place)),
+                text_tokens=sum(len(self._ids(part)) for part in layout if isinstance(part, str)),
+                details=opened.details(grids),
+            )
+            for opened, grids, layout in zip(drawn.opened, drawn.grids, drawn.layouts, strict=True)
+        )
 
     def plan(
         self,
@@ -121,21 +184,11 @@ class Processor:
         **chat: Any,
     ) -> Plan:
         """What `__call__` with the same arguments will make: tokens an item, dpi, times, memory; reads headers only."""
-        request = self._request(
-            context, preset, video_pruning_rate, overflow, limits, chat | {"enable_thinking": enable_thinking}
-        )
+        budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "overflow": overflow}
+        request = self._request("prompt", budget | {"enable_thinking": enable_thinking} | chat, limits)
         with ExitStack() as stack:
-            drawn = self._draw(messages, request, stack)
-            items = tuple(
-                PlannedItem(
-                    kind=opened.kind,
-                    name=opened.name,
-                    tokens=sum(part.tokens for part in layout if isinstance(part, Place)),
-                    text_tokens=sum(len(self._ids(part)) for part in layout if isinstance(part, str)),
-                    details=opened.details(grids),
-                )
-                for opened, grids, layout in zip(drawn.opened, drawn.grids, drawn.layouts, strict=True)
-            )
+            drawn = draw(messages, request, stack)
+            items = self._planned(drawn)
         return Plan(
             items=items,
             text_tokens=drawn.prompt.text_tokens,
@@ -156,19 +209,23 @@ class Processor:
         video_pruning_rate: float | None = None,
         enable_thinking: bool = True,
         limits: Limits | None = None,
+        ingest: bool = False,
+        after: Given | None = None,
         **chat: Any,
     ) -> Iterator[Batch]:
         """The same prompt in pieces, to be read one after the other with one state, at bounded memory.
 
         A video comes in stretches of `frames` sampled frames, decoded when they are asked for; everything else in one
         piece. The pieces' ids and features follow one another as in `__call__`; each stretch is pruned as a clip of
-        its own, and a clip's sound follows its frames.
+        its own, and a clip's sound follows its frames. ingest, after: the pieces of what `ingest` makes.
         """
-        request = self._request(
-            context, preset, video_pruning_rate, "refuse", limits, chat | {"enable_thinking": enable_thinking}
-        )
+        budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate}
+        how: How = "ingest" if ingest else "prompt"
+        request = self._request(how, budget | {"enable_thinking": enable_thinking} | chat, limits, after)
+        start = time.perf_counter()
         with ExitStack() as stack:
-            drawn = self._draw(messages, request, stack)
+            drawn = draw(messages, request, stack)
+            given = self._given(drawn, request, start)
             ids: list[int] = []
             for piece in drawn.prompt.pieces:
                 if isinstance(piece, list):
@@ -181,17 +238,23 @@ class Processor:
                     else None
                 )
                 for layout, media in whole or cast(Clip, item).pieces(frames):
-                    yield self._piece(ids, layout, media)
+                    yield self._piece(ids, layout, media, given)
                     ids = []
             if ids:
-                yield Batch(tokens=torch.tensor(ids), lengths=torch.tensor([len(ids)]))
+                yield self._piece(ids, [], Media(), given)
 
-    def _piece(self, before: list[int], layout: Layout, media: Media) -> Batch:
+    def _piece(self, before: list[int], layout: Layout, media: Media, given: Given) -> Batch:
         """Text that came before, and one item or a part of it."""
         ids, slots = list(before), list[Slot]()
         count = {"image": 0, "tubelet": 0, "audio": 0}
         self._lay(layout, ids, slots, count)
-        return Batch(tokens=torch.tensor(ids), lengths=torch.tensor([len(ids)]), slots=tuple(slots), media=media)
+        return Batch(
+            tokens=torch.tensor(ids),
+            lengths=torch.tensor([len(ids)]),
+            slots=tuple(slots),
+            media=media,
+            given=(given,),
+        )
 
     def _lay(self, layout: Layout, ids: list[int], slots: list[Slot], count: dict[str, int]) -> None:
         for part in layout:
@@ -203,90 +266,25 @@ class Processor:
             count[part.kind] += part.count
 
     def _request(
-        self,
-        context: int | None,
-        preset: str,
-        rate: float | None,
-        overflow: Overflow,
-        limits: Limits | None,
-        chat: Mapping[str, Any],
-    ) -> _Request:
-        rules = self.rules.with_preset(preset)
-        rules = rules if rate is None else replace(rules, pruning=float(rate))
-        return _Request(rules=rules, context=context, overflow=overflow, limits=limits or self.limits, chat=chat)
+        self, how: How, arguments: Mapping[str, Any], limits: Limits | None, after: Given | None = None
+    ) -> Request:
+        rules = self.rules.with_preset(arguments.get("preset", "reference"))
+        rate = arguments.get("video_pruning_rate")
+        return Request(
+            tokenizer=self.tokenizer,
+            num_kept=self.num_kept,
+            how=how,
+            arguments=arguments,
+            after=after,
+            rules=rules if rate is None else replace(rules, pruning=float(rate)),
+            context=arguments.get("context"),
+            overflow="refuse" if how != "prompt" else arguments.get("overflow", "refuse"),
+            reserve=arguments.get("reserve", 0),
+            limits=limits or self.limits,
+            chat={name: value for name, value in arguments.items() if name not in BUDGET},
+        )
 
-    def _draw(self, messages: Conversation, request: _Request, stack: ExitStack) -> _Drawn:
-        """Open, measure and share out; with overflow "drop", again with less until it fits."""
-        turns, left_out = list(messages), list[str]()
-        while True:
-            prompt = render(turns, self.tokenizer, **request.chat)
-            opened: list[Opened] = []
-            for item in prompt.items:
-                opened.append(open_item(item, request.rules, request.limits, self.num_kept))
-                stack.callback(opened[-1].close)
-            try:
-                return self._share(prompt, opened, request, left_out)
-            except _TooLong as error:
-                if request.overflow == "refuse":
-                    raise ValueError(f"{error}, or pass overflow='drop'") from None
-                shorter = _without_oldest(turns)
-                if shorter is None:
-                    return self._drop_pages(prompt, opened, request, left_out, error)
-                left_out.append(f"{len(turns) - len(shorter)} oldest messages")
-                turns = shorter
-
-    def _drop_pages(
-        self, prompt: Prompt, opened: list[Opened], request: _Request, left_out: list[str], error: ValueError
-    ) -> _Drawn:
-        """Leave out the last pages of the last document, as few as must be, found by halving."""
-        pages = next((item for item in reversed(opened) if item.kind == "document"), None)
-        whole: list[int] = list(getattr(pages, "pages", []))
-        if pages is None or len(whole) < 2:
-            raise ValueError(str(error)) from None
-        best, low, high = None, 1, len(whole) - 1
-        while low <= high:
-            middle = (low + high) // 2
-            pages.pages = whole[:middle]  # pyright: ignore[reportAttributeAccessIssue]  (a document has them)
-            try:
-                best = self._share(prompt, opened, request, left_out), middle
-                low = middle + 1
-            except _TooLong:
-                high = middle - 1
-        if best is None:
-            raise ValueError(str(error)) from None
-        drawn, kept = best
-        pages.pages = whole[:kept]  # pyright: ignore[reportAttributeAccessIssue]  (a document has them)
-        drawn.left_out.append(f"{pages.name}: pages {whole[kept] + 1} to {whole[-1] + 1}")
-        return drawn
-
-    def _share(self, prompt: Prompt, opened: list[Opened], request: _Request, left_out: list[str]) -> _Drawn:
-        """Give every picture and page its grid within what the rest leaves, and lay everything out."""
-        rules, context = request.rules, request.context
-        sizes = [item.sizes() for item in opened]
-        flat = [size for each in sizes for size in each]
-        fixed = [item.layout([(2, 2)] * len(each)) for item, each in zip(opened, sizes, strict=True)]
-        text = prompt.text_tokens + sum(len(self._ids(p)) for layout in fixed for p in layout if isinstance(p, str))
-        others = sum(p.tokens for layout in fixed for p in layout if isinstance(p, Place) and p.kind != "image")
-        if isinstance(rules.image, image.TileRule):
-            grids: list[Grid] = [(2, 2)] * len(flat)  # tiles have a size of their own
-        else:
-            taken = text + (others if context is not None else 0)
-            try:
-                grids = image.grids(flat, context, taken, rules.image)
-            except ValueError as error:
-                raise _TooLong(str(error)) from None
-        spread = iter(grids)
-        by_item = [[next(spread) for _ in each] for each in sizes]
-        layouts = [item.layout(own) for item, own in zip(opened, by_item, strict=True)]
-        total = text + sum(p.tokens for layout in layouts for p in layout if isinstance(p, Place))
-        if context is not None and total > context:
-            raise _TooLong(
-                f"processor: the prompt takes {total} tokens ({text} of text, {total - text} of media), the context is "
-                f"{context}; state a larger one, send fewer or shorter media"
-            )
-        return _Drawn(prompt, opened, by_item, layouts, list(left_out))
-
-    def _make(self, drawn: _Drawn) -> Batch:
+    def _make(self, drawn: Drawn) -> Batch:
         """Decode, and put ids and slots in order."""
         ids: list[int] = []
         slots: list[Slot] = []
@@ -310,18 +308,5 @@ class Processor:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-class _TooLong(ValueError):
-    """The prompt does not fit the stated context."""
-
-
 def _is_many(messages: Conversation | Sequence[Conversation]) -> TypeGuard[Sequence[Conversation]]:
     return bool(messages) and not isinstance(messages[0], Mapping)
-
-
-def _without_oldest(turns: list[Message]) -> list[Message] | None:
-    """Without the oldest exchange (up to the next user's turn), the system's kept; None when one exchange is left."""
-    first = 1 if turns and turns[0].get("role") == "system" else 0
-    for index in range(first + 1, len(turns)):
-        if turns[index].get("role") == "user":
-            return turns[:first] + turns[index:]
-    return None
