@@ -6,10 +6,10 @@ models are the same without towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from encoders.audio import FastConformer
 from encoders.vision import RadioVit
+from omni.answer import Result, Settings
 from omni.backbone import Backbone
 from omni.checkpoint import Checkpoint, save
+from omni.codec import Codec
 from omni.config import OmniConfig
+from omni.generate import Remembers, Stream, generate
 from omni.hf import from_hf, to_hf
 from omni.mtp import MTP
 from omni.ops import Lengths
 from omni.projector import Projector
+from omni.sampling import Sampling
 from omni.splice import Features, Spliced, splice
 from omni.state import State
 from processors.batch import Batch, Kind, Media
@@ -54,6 +58,7 @@ class OmniModel(nn.Module):
     def __init__(self, config: OmniConfig) -> None:
         super().__init__()
         self.config = config
+        self.codec: Codec | None = None
         width, eps = config.backbone.width, config.backbone.eps
         self.embeddings = nn.Embedding(config.backbone.vocabulary, width)
         self.backbone = Backbone(config.backbone)
@@ -85,6 +90,7 @@ class OmniModel(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         checkpoint.fill(model, config, dtype, "cuda" if device == "auto" and torch.cuda.is_available() else device)
+        model.codec = Codec.from_folder(checkpoint.folder, config)
         return model.eval()
 
     def save_pretrained(self, path: str | Path, shard_bytes: int = 5_000_000_000) -> None:
@@ -107,18 +113,18 @@ class OmniModel(nn.Module):
 
     def encode(self, media: Media) -> Features:
         """Left half of figure 1: pixels and sound to the backbone's width, packed, with their number an item."""
-        image, tubelet, seen = self._see(media)
+        image, tubelet, seen, kept = self._see(media)
         audio, heard = self._hear(media)
         counts: dict[Kind, list[int]] = {"image": seen[0], "tubelet": seen[1], "audio": heard}
-        return Features(image=image, tubelet=tubelet, audio=audio, counts=counts)
+        return Features(image=image, tubelet=tubelet, audio=audio, counts=counts, kept=kept)
 
-    def _see(self, media: Media) -> tuple[Tensor, Tensor, tuple[list[int], list[int]]]:
+    def _see(self, media: Media) -> tuple[Tensor, Tensor, tuple[list[int], list[int]], tuple[Tensor, ...]]:
         """Images and tubelets in one pass of the tower; clips are thinned out by EVS."""
         steps = media.clips[:, 0]
         frame_grids = media.clips[:, 1:].repeat_interleave(steps, 0)
         grids = torch.cat((media.grids, frame_grids))
         if not len(grids):
-            return self._nothing(), self._nothing(), ([], [])
+            return self._nothing(), self._nothing(), ([], []), ()
         if self.vision is None or self.project_vision is None:
             raise ValueError(
                 f"OmniModel: {len(grids)} images or tubelets came, this model has no vision; send text only"
@@ -135,7 +141,8 @@ class OmniModel(nn.Module):
         image, tubelet = x.split([int(counts.sum()), len(x) - int(counts.sum())])
         clips = torch.cat((media.clips[:, :1], media.clips[:, 1:] // self.config.shuffle), 1)
         mask = evs(tubelet.detach(), clips, media.rates)
-        return image, tubelet[mask], (counts.tolist(), num_kept_per_step(mask, clips).tolist())
+        kept = tuple(part.view(*clip) for part, clip in _by_clip(mask, clips))
+        return image, tubelet[mask], (counts.tolist(), num_kept_per_step(mask, clips).tolist()), kept
 
     def _hear(self, media: Media) -> tuple[Tensor, list[int]]:
         """Sounds through their tower; what overlapping chunks share is dropped."""
@@ -160,11 +167,75 @@ class OmniModel(nn.Module):
     def forward(self, batch: Batch, state: State | None = None, features: Features | None = None) -> Output:
         """Right half of figure 1. With a state, the sequences go on from it, and it is left at their end."""
         spliced = self.embed(batch, features)
-        hidden = self.backbone.norm_f(self.backbone(spliced.embeddings, spliced.lengths, state))
+        hidden = self.read(spliced.embeddings, spliced.lengths, state)
         return Output(logits=self.head(hidden), tokens=spliced.tokens, lengths=spliced.lengths, hidden=hidden)
+
+    def look_up(self, tokens: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens width"]:
+        """Embeddings of ids."""
+        return self.embeddings(tokens.to(self.device))
+
+    def read(
+        self, embeddings: Float[Tensor, "tokens width"], lengths: Lengths, state: State | None = None
+    ) -> Float[Tensor, "tokens width"]:
+        """The backbone's hidden states after the final norm; a state is gone on from and left at the end."""
+        return self.backbone.norm_f(self.backbone(embeddings, lengths, state))
+
+    def score(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
+        """Logits of what follows each hidden state, float32."""
+        return self.head(hidden).float()
+
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        stop: Sequence[str | int] = (),
+        thinking_budget: int | None = None,
+        grace: int | None = None,
+        logprobs: bool = False,
+        schema: Mapping[str, Any] | None = None,
+        choices: Sequence[str] = (),
+        draft: int | Literal["auto"] | None = None,
+        memory: Remembers | None = None,
+        stream: bool = False,
+    ) -> Result | list[Result] | Stream:
+        """Answer a batch: a Result, or a list of them for a batch of many; with `stream` an iterator of Pieces.
+
+        See `omni.answer.Settings` and `omni.sampling.Sampling` for what the arguments mean. draft: tokens to draft with
+        the multi-token head ("auto": as many as pay off). memory: what was read before (`omni.memory`). Raises
+        ValueError where the model has no tokenizer, or settings do not fit.
+        """
+        settings = Settings(
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+            ),
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            thinking_budget=thinking_budget,
+            grace=grace,
+            logprobs=logprobs,
+            schema=schema,
+            choices=tuple(choices),
+        )
+        pieces = generate(self, batch, settings, memory=memory, draft=draft)
+        return pieces if stream else pieces.result
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype)
 
     def _nothing(self) -> Tensor:
         return self.embeddings.weight.new_zeros(0, self.config.backbone.width)
+
+
+def _by_clip(mask: Tensor, clips: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
+    return zip(mask.split(clips.prod(-1).tolist()), clips.tolist(), strict=True)

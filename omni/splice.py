@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from processors.batch import KINDS, Batch, Kind
@@ -20,22 +20,30 @@ from processors.batch import KINDS, Batch, Kind
 class Features:
     """Features of a batch's media at the backbone's width, packed in the order of the items, and their number an
     item.
+
+    kept: which of each clip's tokens pruning left (empty where nobody will ask).
     """
 
     image: Float[Tensor, "image_tokens width"]
     tubelet: Float[Tensor, "tubelet_tokens width"]
     audio: Float[Tensor, "audio_tokens width"]
     counts: dict[Kind, list[int]]
+    kept: tuple[Bool[Tensor, "_ _ _"], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spliced:
-    """What the backbone reads. `spans` gives each slot's (start, stop) among the packed tokens."""
+    """What the backbone reads.
+
+    spans: each slot's (start, stop) among the packed tokens. kept: (steps, rows, cols) of each clip, True where pruning
+    left the token.
+    """
 
     embeddings: Float[Tensor, "tokens width"]
     tokens: Int[Tensor, " tokens"]
     lengths: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    kept: tuple[Bool[Tensor, "_ _ _"], ...] = ()
 
 
 def expand(
@@ -84,4 +92,5 @@ def splice(batch: Batch, table: Float[Tensor, "vocabulary width"], features: Fea
             at = torch.tensor([place for span in places for place in span], device=tokens.device, dtype=torch.long)
             values = {"image": features.image, "tubelet": features.tubelet, "audio": features.audio}[kind]
             embeddings = embeddings.index_put((at,), values.to(embeddings.dtype))
-    return Spliced(embeddings=embeddings, tokens=tokens, lengths=lengths, spans=spans)
+    kept = features.kept if features else ()
+    return Spliced(embeddings=embeddings, tokens=tokens, lengths=lengths, spans=spans, kept=kept)

@@ -278,3 +278,17 @@ def test_tied_embeddings_share_their_weights() -> None:
     config = replace(small.FAMILIES["Nano 2"], backbone=replace(small.FAMILIES["Nano 2"].backbone, tied=True))
     model = OmniModel(config)
     assert model.head.weight is model.embeddings.weight
+
+
+@torch.no_grad()
+def test_the_masks_tell_which_tokens_pruning_left() -> None:
+    model, batch = small.model(small.FAMILIES["Omni"]), small.mixed(2)
+    features = model.encode(batch.media)
+    assert [tuple(mask.shape) for mask in features.kept] == [(3, 1, 2), (3, 2, 2)]
+    per_step = [int(step.sum()) for mask in features.kept for step in mask]
+    assert per_step == features.counts["tubelet"]
+    whole = replace(batch.media, rates=torch.zeros(2, dtype=torch.float64))
+    every = torch.cat([mask.flatten() for mask in features.kept])
+    assert torch.equal(model.encode(whole).tubelet[every], features.tubelet)
+    assert not bool(every.all())
+    assert model.embed(batch, features).kept == features.kept
