@@ -1,0 +1,185 @@
+"""Page: a picture being drawn that knows where each character and mark lies, and how paper and cameras wear it.
+
+What the renderer knows is a dense objective for free: for each patch the characters whose centres lie in it, and the
+shape and colour of the mark that covers its middle (`fields`).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+PATCH = 16
+CHARS = 4  # characters told a patch; the rest of a crowded patch is left out
+ALPHABET = " " + "".join(map(chr, range(33, 127))) + "€£"
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "bar", "line", "slice", "button", "field", "bump")
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (40, 160, 70),
+    "blue": (40, 90, 210),
+    "yellow": (240, 200, 30),
+    "purple": (140, 60, 170),
+    "orange": (245, 130, 30),
+    "black": (25, 25, 25),
+    "white": (250, 250, 250),
+    "grey": (130, 130, 130),
+    "brown": (120, 75, 40),
+    "pink": (240, 130, 180),
+    "cyan": (40, 190, 200),
+}
+FIELDS = (len(ALPHABET) + 1,) * CHARS + (len(SHAPES) + 1, len(COLOURS) + 1)  # classes of each field; 0 is nothing
+Ink = tuple[int, int, int]
+CODE = {char: index + 1 for index, char in enumerate(ALPHABET)}
+
+
+@lru_cache(maxsize=4096)
+def font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font at a size in px."""
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=200_000)
+def advance(path: str, size: int, char: str) -> float:
+    """Width of a character in px, without kerning."""
+    return font(path, size).getlength(char)
+
+
+@lru_cache(maxsize=200_000)
+def glyph(path: str, size: int, char: str) -> tuple[Image.Image, int, int] | None:
+    """A character's mask and where it stands from the line's start and middle; None for one without ink."""
+    x0, y0, x1, y1 = (round(side) for side in font(path, size).getbbox(char, anchor="lm"))
+    if x1 <= x0 or y1 <= y0:
+        return None
+    mask = Image.new("L", (x1 - x0, y1 - y0))
+    ImageDraw.Draw(mask).text((-x0, -y0), char, 255, font(path, size), anchor="lm")
+    return mask, x0, y0
+
+
+class Page:
+    """A picture of `width` x `height` px, both multiples of 32, and what is on it."""
+
+    def __init__(self, width: int, height: int, paper: Ink = (255, 255, 255)) -> None:
+        self.image = Image.new("RGB", (width, height), paper)
+        self.draw = ImageDraw.Draw(self.image)
+        self.points: list[tuple[float, float]] = []
+        self.chars: list[int] = []
+        self.marks: list[tuple[float, float, float, float, int, int]] = []
+
+    def width_of(self, text: str, path: str, size: int) -> float:
+        """Of a line of text, px."""
+        return sum(advance(path, size, char) for char in text)
+
+    def text(self, x: float, y: float, text: str, path: str, size: int, ink: Ink = (0, 0, 0)) -> float:
+        """Write a line with its middle at y; returns where it ends."""
+        at = x
+        for char in text:
+            step = advance(path, size, char)
+            self.points.append((at + step / 2, y))
+            self.chars.append(CODE.get(char, 0))
+            drawn = glyph(path, size, char)
+            if drawn is not None:
+                self.image.paste(ink, (round(at) + drawn[1], round(y) + drawn[2]), drawn[0])
+            at += step
+        return at
+
+    def mark(self, box: tuple[float, float, float, float], shape: str, colour: str) -> None:
+        """Remember a mark drawn over a box (x0, y0, x1, y1)."""
+        self.marks.append((*box, SHAPES.index(shape) + 1, list(COLOURS).index(colour) + 1))
+
+    def fields(self) -> np.ndarray:
+        """What each patch shows, (rows, cols, fields): characters in reading order, then shape and colour."""
+        rows, cols = self.image.height // PATCH, self.image.width // PATCH
+        out = np.zeros((rows, cols, len(FIELDS)), np.int16)
+        if self.points:
+            points = np.array(self.points)
+            codes = np.array(self.chars, np.int16)
+            cell = np.floor(points / PATCH).astype(int)
+            inside = (cell >= 0).all(1) & (cell[:, 0] < cols) & (cell[:, 1] < rows) & (codes > 0)
+            points, codes, cell = points[inside], codes[inside], cell[inside]
+            index = cell[:, 1] * cols + cell[:, 0]
+            order = np.lexsort((points[:, 0], np.round(points[:, 1] / 5), index))
+            index, codes = index[order], codes[order]
+            rank = np.arange(len(index)) - np.searchsorted(index, index)
+            keep = rank < CHARS
+            out[index[keep] // cols, index[keep] % cols, rank[keep]] = codes[keep]
+        middles_y, middles_x = (np.arange(n)[:, None] * PATCH + PATCH / 2 for n in (rows, cols))
+        for x0, y0, x1, y1, shape, colour in self.marks:
+            hit = ((middles_y >= y0) & (middles_y <= y1)) & ((middles_x >= x0) & (middles_x <= x1)).T
+            out[hit, CHARS:] = shape, colour
+        return out
+
+    def wear(self, rng: Random, strength: float, drawn: bool = True) -> None:
+        """Paper, camera and file formats: rotation and perspective, light, blur, noise, JPEG; at strength 0 nothing.
+
+        drawn: False moves what is known and leaves the pixels alone, for who does not look at them.
+        """
+        if strength <= 0:
+            return
+        if rng.random() < 0.5 * strength:
+            self._warp(rng, strength, drawn)
+        if not drawn:
+            return
+        image = self.image
+        if rng.random() < 0.4 * strength:
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.8) * strength))
+        pixels = np.array(image, np.float32)
+        if rng.random() < 0.6 * strength:
+            pixels *= self._light(rng, strength)
+        if rng.random() < 0.6 * strength:
+            pixels += grain(rng, rng.uniform(1, 14) * strength, *pixels.shape[:2])[..., None]
+        self.image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        if rng.random() < 0.4 * strength:
+            data = io.BytesIO()
+            self.image.save(data, "JPEG", quality=rng.randint(35, 92))
+            self.image = Image.open(data).convert("RGB")
+
+    def _light(self, rng: Random, strength: float) -> np.ndarray:
+        """A smooth shade over the picture."""
+        height, width = self.image.height, self.image.width
+        angle, depth = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.35) * strength
+        ramp = np.cos(angle) * np.linspace(-1, 1, width)[None] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
+        tint = np.array([rng.uniform(0.92, 1.05) for _ in range(3)], np.float32)
+        return ((1 - depth / 2 + depth / 2 * ramp)[..., None] * tint).astype(np.float32)
+
+    def _warp(self, rng: Random, strength: float, drawn: bool) -> None:
+        """Turn, scale and tilt, with characters and marks."""
+        width, height = self.image.size
+        angle = rng.gauss(0, 1.6) * strength * math.pi / 180
+        scale = 1 + rng.uniform(-0.05, 0.03) * strength
+        tilt_x, tilt_y = (rng.gauss(0, 0.04) * strength for _ in range(2))
+        cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+        middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
+        turn = np.array([[cos, -sin, 0], [sin, cos, 0], [tilt_x / width, tilt_y / height, 1]])
+        forward = middle @ turn @ np.linalg.inv(middle)
+        back = np.linalg.inv(forward)
+        back = back / back[2, 2]
+        if drawn:
+            paper = self.image.getpixel((1, 1))
+            self.image = self.image.transform(
+                self.image.size,
+                Image.Transform.PERSPECTIVE,
+                tuple(back.flatten()[:8]),
+                Image.Resampling.BICUBIC,
+                fillcolor=paper if isinstance(paper, tuple) else None,
+            )
+        self.points = [tuple(point) for point in _moved(forward, self.points)] if self.points else []
+        corners = [_moved(forward, [(x0, y0), (x1, y1)]) for x0, y0, x1, y1, *_ in self.marks]
+        self.marks = [
+            (float(a[0]), float(a[1]), float(b[0]), float(b[1]), mark[4], mark[5])
+            for (a, b), mark in zip(corners, self.marks, strict=True)
+        ]
+
+
+def grain(rng: Random, spread: float, rows: int, cols: int) -> np.ndarray:
+    """A sensor's noise, (rows, cols): normal, of a standard deviation in grey levels."""
+    return np.random.default_rng(rng.getrandbits(32)).standard_normal((rows, cols), np.float32) * np.float32(spread)
+
+
+def _moved(matrix: np.ndarray, points: list[tuple[float, float]]) -> np.ndarray:
+    flat = np.c_[np.array(points, dtype=float), np.ones(len(points))] @ matrix.T
+    return flat[:, :2] / flat[:, 2:]

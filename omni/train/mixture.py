@@ -1,0 +1,70 @@
+"""Mixture: which examples a stage sees, in which shares; the same from the same (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from omni.train.data import charts, clips, documents, fonts, screens, sounds, texts
+from omni.train.data.example import Example, Film, Picture, Recording
+from omni.train.data.sounds import Voice
+
+Maker = Callable[[Random], Example]
+
+
+def makers(voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8) -> dict[str, Maker]:
+    """A maker for each skill. held_out: fonts that training never sees. drawn: with pixels and samples."""
+    faces = fonts.faces(held_out)
+    short = (documents.receipt, documents.form, documents.table)
+    return {
+        "lines": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.lines,), drawn=drawn),
+        "small document": lambda r: documents.questions(r, faces, turns=turns, patches=160, kinds=short, drawn=drawn),
+        "document": lambda r: documents.questions(r, faces, turns=turns, drawn=drawn),
+        "pages": lambda r: documents.pages(r, faces, turns=turns, drawn=drawn),
+        "transcription": lambda r: documents.transcription(r, faces, drawn=drawn),
+        "chart": lambda r: charts.questions(r, faces, turns=turns, drawn=drawn),
+        "screen": lambda r: screens.questions(r, faces, turns=turns, drawn=drawn),
+        "video": lambda r: clips.questions(r, turns=turns, drawn=drawn),
+        "time": lambda r: clips.questions(r, turns=turns, skill="time", drawn=drawn),
+        "speech": lambda r: sounds.speech(r, voice),
+        "sounds": lambda r: sounds.beeps(r, voiced=drawn),
+        "sound and video": lambda r: clips.spoken(r, voice, drawn=drawn),
+        "copying": texts.copying,
+        "look-up": texts.lookup,
+        "sums": texts.sums,
+    }
+
+
+FIRST = {"lines": 3.0, "small document": 3.0, "look-up": 2.0, "copying": 2.0, "speech": 1.0, "video": 0.5, "time": 0.5}
+ALL = {
+    "lines": 1.0, "small document": 1.5, "document": 4.0, "pages": 0.7, "transcription": 1.5, "chart": 0.8,
+    "screen": 0.8, "video": 2.0, "time": 1.0, "speech": 1.0, "sounds": 0.4, "sound and video": 0.8, "copying": 0.3,
+    "look-up": 0.7, "sums": 1.0,
+}  # fmt: skip
+
+
+def tokens_of(example: Example) -> int:
+    """About how many tokens an example takes."""
+    total = sum(20 + len(t.question) // 3 + len(t.answer) + len(t.thinking) for t in example.turns)
+    for medium in example.media:
+        match medium:
+            case Picture():
+                total += medium.fields.shape[0] * medium.fields.shape[1] // 4
+            case Film():
+                steps = -(-len(medium.times) // 2)
+                total += steps * (28 + medium.fields.shape[1] * medium.fields.shape[2] // 4)
+                total += len(medium.sound.fields) if medium.sound is not None and medium.sound.fields is not None else 0
+            case Recording():
+                total += len(medium.samples) // 1280
+    return total
+
+
+def draw(rng: Random, made: Mapping[str, Maker], weights: Mapping[str, float], tokens: int) -> list[Example]:
+    """Examples of about so many tokens in all, in an order of their own."""
+    names, shares = list(weights), list(weights.values())
+    examples: list[Example] = []
+    while tokens > 0:
+        example = made[rng.choices(names, shares)[0]](rng)
+        examples.append(example)
+        tokens -= tokens_of(example)
+    return examples

@@ -1,0 +1,141 @@
+"""The recipe of the model in the box, stage by stage; each resumes where it stopped.
+
+The vision tower, the audio tower and the language model learn side by side (they need nothing of one another), then
+`projection` joins them, `together` teaches the whole, `drafting` the MTP head, and `export` writes what is shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from omni.model import OmniModel
+from omni.train.audio_tower import audio
+from omni.train.data.choir import Choir
+from omni.train.drafting import drafting
+from omni.train.joining import Joined, load_parts, projection, together
+from omni.train.language import language
+from omni.train.loop import Schedule
+from omni.train.tokens import tokenizer
+from omni.train.towers import vision
+
+TINY = Path(__file__).parents[1] / "tiny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Steps of each stage; tokens of a language step, patches of a vision step, tokens of an audio step and of a
+    joint step.
+    """
+
+    language: int = 5000
+    vision: int = 6000
+    audio: int = 4000
+    projection: int = 2000
+    together: int = 5000
+    drafting: int = 1500
+    language_tokens: int = 4096
+    patches: int = 3500
+    audio_tokens: int = 1200
+    joint_tokens: int = 2048
+
+
+SHIPPED = Sizes()
+SMOKE = Sizes(
+    language=2, vision=2, audio=2, projection=2, together=2, drafting=2, language_tokens=500, patches=200,
+    audio_tokens=100, joint_tokens=300,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Where checkpoints and the log lie, how large the stages are, and where the result goes."""
+
+    folder: Path
+    sizes: Sizes = SHIPPED
+    quiet: bool = False
+    out: Path = TINY
+
+    def language(self) -> None:
+        """The backbone on what the renderer knows."""
+        language(self.folder, steps=self.sizes.language, tokens=self.sizes.language_tokens, quiet=self.quiet)
+
+    def vision(self) -> None:
+        """The vision tower alone."""
+        vision(self.folder, steps=self.sizes.vision, patches=self.sizes.patches, quiet=self.quiet)
+
+    def audio(self) -> None:
+        """The audio tower alone."""
+        schedule = Schedule(steps=self.sizes.audio, warmup=100)
+        audio(self.folder, schedule=schedule, tokens=self.sizes.audio_tokens, quiet=self.quiet)
+
+    def projection(self) -> None:
+        """Projectors and towers imitate the stand-in."""
+        joined = Joined()
+        load_parts(joined, dict.fromkeys(("language", "vision tower", "audio tower"), self.folder))
+        projection(joined, self.folder, self._voice(), steps=self.sizes.projection, tokens=self.sizes.joint_tokens,
+                   quiet=self.quiet)  # fmt: skip
+
+    def together(self) -> None:
+        """The whole model."""
+        joined = self._joined("projection")
+        together(joined, self.folder, self._voice(), steps=self.sizes.together, tokens=self.sizes.joint_tokens,
+                 quiet=self.quiet)  # fmt: skip
+
+    def drafting(self) -> None:
+        """The MTP head."""
+        model = self._joined("together").model
+        drafting(model, self.folder, self._voice(), steps=self.sizes.drafting, tokens=self.sizes.joint_tokens,
+                 quiet=self.quiet)  # fmt: skip
+
+    def export(self) -> None:
+        """Write the model as a checkpoint in the released layout, in bfloat16, with its tokenizer and template."""
+        saved = _checkpoint(self.folder, "drafting")
+        model = Joined().model
+        model.load_state_dict(saved)
+        export(model, self.out)
+
+    def _joined(self, stage: str) -> Joined:
+        joined = Joined()
+        joined.load_state_dict(_checkpoint(self.folder, stage))
+        return joined
+
+    def _voice(self) -> Choir:
+        return Choir(self.folder.parent / "speech")
+
+
+STAGES: dict[str, Callable[[Recipe], None]] = {
+    "language": Recipe.language,
+    "vision": Recipe.vision,
+    "audio": Recipe.audio,
+    "projection": Recipe.projection,
+    "together": Recipe.together,
+    "drafting": Recipe.drafting,
+    "export": Recipe.export,
+}
+
+
+def export(model: OmniModel, out: Path) -> None:
+    """Write a model in bfloat16, with the small model's tokenizer and template."""
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer().save_pretrained(out)
+
+
+def tiny(recipe: Recipe, stage: str = "all") -> None:
+    """Run one stage, or all in order. Raises ValueError for an unknown stage."""
+    if stage != "all" and stage not in STAGES:
+        raise ValueError(f"train: stage {stage!r} is unknown; want all or one of {', '.join(STAGES)}")
+    torch.set_flush_denormal(True)  # squared ReLUs leave many numbers next to nothing, which are slow
+    for name, run in STAGES.items():
+        if stage in ("all", name):
+            run(recipe)
+
+
+def _checkpoint(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+    path = folder / f"{stage}.pt"
+    if not path.is_file():
+        raise ValueError(f"train: {path} is missing; run the stage {stage} first")
+    return torch.load(path, weights_only=True)["module"]
