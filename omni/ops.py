@@ -79,20 +79,52 @@ def causal_conv(
     return F.silu(out), ends.float()
 
 
-def selective_step(
-    x: Float[Tensor, "sequences heads dim"],
-    dt: Float[Tensor, "sequences heads"],
+def short_conv(
+    x: Float[Tensor, "tokens channels"],
+    weight: Float[Tensor, "channels taps"],
+    bias: Float[Tensor, " channels"] | None,
+    lengths: Lengths,
+    history: Float[Tensor, "sequences past channels"],
+) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past_and_steps channels"]]:
+    """`causal_conv` for sequences of a few tokens, all abreast.
+
+    Returns the inputs in place of the history, each sequence's behind its past (ends filled up with zeros): whoever
+    goes back to a sequence's n-th token takes the rows n to n + past.
+    """
+    ones = [1] * len(lengths)
+    inputs = torch.cat((history.to(x.dtype), _to_chunks(x, lengths, ones, max(lengths))), 1)
+    windows = inputs.unfold(1, weight.shape[1], 1)  # (sequences, steps, channels, taps)
+    out = _from_chunks((windows * weight).sum(-1), lengths, ones)
+    return F.silu(out if bias is None else out + bias), inputs
+
+
+def selective_steps(
+    x: Float[Tensor, "tokens heads dim"],
+    dt: Float[Tensor, "tokens heads"],
     a: Float[Tensor, " heads"],
-    b: Float[Tensor, "sequences groups state"],
-    c: Float[Tensor, "sequences groups state"],
+    b: Float[Tensor, "tokens groups state"],
+    c: Float[Tensor, "tokens groups state"],
     state: Float[Tensor, "sequences heads dim state"],
-) -> tuple[Float[Tensor, "sequences heads dim"], Float[Tensor, "sequences heads dim state"]]:
-    """One token a sequence: h = exp(dt a) h + dt x B, y = h C. All float32; dt is after its softplus, a is negative."""
+    lengths: Lengths,
+) -> tuple[Float[Tensor, "tokens heads dim"], Float[Tensor, "steps sequences heads dim state"]]:
+    """A few tokens a sequence, one by one: h = exp(dt a) h + dt x B, y = h C.
+
+    All float32; dt is after its softplus, a is negative. Returns the state after each token (sequences that have
+    ended keep theirs).
+    """
+    ones = [1] * len(lengths)
     per_group = a.shape[0] // b.shape[1]
-    b, c = b.repeat_interleave(per_group, 1), c.repeat_interleave(per_group, 1)  # (sequences, heads, state)
-    decay = torch.exp(dt * a)
-    state = state * decay[..., None, None] + (x * dt[..., None])[..., None] * b[..., None, :]
-    return (state @ c[..., None]).squeeze(-1), state
+    x, dt, b, c = (_to_chunks(value, lengths, ones, max(lengths)) for value in (x, dt, b, c))
+    b, c = b.repeat_interleave(per_group, 2), c.repeat_interleave(per_group, 2)  # (sequences, steps, heads, state)
+    decay = torch.exp(dt * a)[..., None, None]
+    xdt = (x * dt[..., None])[..., None]  # (sequences, steps, heads, dim, 1)
+    states: list[Tensor] = []
+    for step in range(x.shape[1]):
+        state = torch.addcmul(state * decay[:, step], xdt[:, step], b[:, step, :, None])
+        states.append(state)
+    after = torch.stack(states)
+    y = (after @ c.transpose(0, 1)[..., None]).squeeze(-1).transpose(0, 1)  # (sequences, steps, heads, dim)
+    return _from_chunks(y, lengths, ones), after
 
 
 def selective_scan(

@@ -55,6 +55,18 @@ class KVState:
         """Forget what came after."""
         self.lengths = list(lengths)
 
+    def rewind(self, counts: Sequence[int]) -> None:
+        """Forget each sequence's last tokens."""
+        self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def take(self, sequences: Sequence[int]) -> KVState:
+        """Just these sequences, sharing their buffers."""
+        new = object.__new__(KVState)
+        new.lengths = [self.lengths[i] for i in sequences]
+        new.keys = [self.keys[i] for i in sequences]
+        new.values = [self.values[i] for i in sequences]
+        return new
+
     def select(self, sequences: Sequence[int]) -> KVState:
         """A copy that holds just these sequences."""
         new = object.__new__(KVState)
@@ -87,17 +99,63 @@ def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
     return new
 
 
-class MambaState:
-    """Convolution history and state-space state of one Mamba layer, all sequences stacked, float32."""
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """What a short read leaves of its way: the convolution's inputs, its past included (ends filled up with anything),
+    and the state after each token (of a sequence that had ended: its last).
+    """
 
-    __slots__ = ("history", "ssm")
+    inputs: Float[Tensor, "sequences past_and_steps channels"]
+    states: Float[Tensor, "steps sequences heads dim state"]
+    lengths: tuple[int, ...]
+
+    def at(self, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """History and state of each sequence after its first `end` tokens, at least one."""
+        past = self.inputs.shape[1] - len(self.states)
+        history = torch.stack([rows[end : end + past] for rows, end in zip(self.inputs, ends, strict=True)])
+        return history.float(), self.states[[end - 1 for end in ends], range(len(ends))]
+
+
+class MambaState:
+    """Convolution history and state-space state of one Mamba layer, all sequences stacked, float32.
+
+    trail: of the last read, if it was a short one: `rewind` goes back along it.
+    """
+
+    __slots__ = ("history", "ssm", "trail")
 
     def __init__(
         self,
         history: Float[Tensor, "sequences past channels"],
         ssm: Float[Tensor, "sequences heads dim state"],
+        trail: Trail | None = None,
     ) -> None:
-        self.history, self.ssm = history, ssm
+        self.history, self.ssm, self.trail = history, ssm, trail
+
+    @classmethod
+    def at_end(cls, trail: Trail) -> MambaState:
+        """Where a short read has led to."""
+        past = trail.inputs.shape[1] - len(trail.states)
+        if set(trail.lengths) == {len(trail.states)}:
+            return cls(trail.inputs[:, -past:].float(), trail.states[-1], trail)
+        return cls(*trail.at(trail.lengths), trail)
+
+    def replace(self, other: MambaState) -> None:
+        """Go on from there."""
+        self.history, self.ssm, self.trail = other.history, other.ssm, other.trail
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        """Forget each sequence's last tokens, fewer than the last read took, which was a short one."""
+        if not any(counts):
+            return
+        trail = self.trail
+        if trail is None or any(not 0 <= count < n for count, n in zip(counts, trail.lengths, strict=True)):
+            raise ValueError(
+                f"State.rewind: {list(counts)} tokens back, the last read took "
+                f"{list(trail.lengths) if trail else 'too many to be traced'}; restore a snapshot instead"
+            )
+        self.history, self.ssm = trail.at([n - count for count, n in zip(counts, trail.lengths, strict=True)])
+        self.trail = None
 
     def snapshot(self) -> tuple[Tensor, Tensor]:
         """References: these tensors are replaced, never written into."""
@@ -106,6 +164,11 @@ class MambaState:
     def restore(self, saved: tuple[Tensor, Tensor]) -> None:
         """Put the saved tensors back."""
         self.history, self.ssm = saved
+        self.trail = None
+
+    def take(self, sequences: Sequence[int]) -> MambaState:
+        """Just these sequences."""
+        return self.select(sequences)
 
     def select(self, sequences: Sequence[int]) -> MambaState:
         """A copy that holds just these sequences."""
@@ -173,6 +236,24 @@ class State:
             if layer is not None:
                 layer.restore(saved)  # pyright: ignore[reportArgumentType]  (the pair comes from the same class)
         self.lengths = snapshot.lengths
+
+    def rewind(self, counts: Sequence[int]) -> None:
+        """Forget the last tokens of each sequence, exactly: fewer than the last read took, which was a short one
+        (`omni.mamba.SHORT` tokens at most).
+
+        This is how drafts that failed are taken back: a snapshot would forget the accepted ones with them.
+        """
+        for kind in (MambaState, KVState):  # those that may refuse first
+            for layer in self.layers:
+                if isinstance(layer, kind):
+                    layer.rewind(counts)
+        self.lengths = tuple(length - count for length, count in zip(self.lengths, counts, strict=True))
+
+    def take(self, sequences: Sequence[int]) -> State:
+        """Just these sequences without copying their keys and values; the whole must not be used afterwards."""
+        return State(
+            tuple(layer and layer.take(sequences) for layer in self.layers), [self.lengths[i] for i in sequences]
+        )
 
     def select(self, sequences: Sequence[int]) -> State:
         """A copy with just these sequences, in this order; later writes to either leave the other alone."""

@@ -52,14 +52,21 @@ def test_scan_in_any_chunks_equals_the_recurrence(lengths: tuple[int, ...], chun
         torch.testing.assert_close(end[i], last, rtol=1e-9, atol=1e-10)
 
 
-def test_a_step_equals_the_recurrence() -> None:
-    x, dt, a, b, c = inputs(6)
-    start = torch.randn(6, 4, 3, 5, dtype=torch.float64)
-    y, end = ops.selective_step(x, dt, a, b, c, start)
-    for i in range(6):
-        want, last = recurrence(x[i : i + 1], dt[i : i + 1], a, b[i : i + 1], c[i : i + 1], start[i])
-        torch.testing.assert_close(y[i], want[0])
-        torch.testing.assert_close(end[i], last)
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=5).map(tuple))
+def test_a_few_steps_equal_the_recurrence_and_leave_the_state_after_each(lengths: tuple[int, ...]) -> None:
+    x, dt, a, b, c = inputs(sum(lengths))
+    start = torch.randn(len(lengths), 4, 3, 5, dtype=torch.float64)
+    y, states = ops.selective_steps(x, dt, a, b, c, start, lengths)
+    parts = [value.split(list(lengths)) for value in (x, dt, b, c)]
+    for i, rows in enumerate(y.split(list(lengths))):
+        for end in range(1, lengths[i] + 1):
+            want, last = recurrence(
+                parts[0][i][:end], parts[1][i][:end], a, parts[2][i][:end], parts[3][i][:end], start[i]
+            )
+            torch.testing.assert_close(states[end - 1, i], last, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(rows, want, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(states[-1, i], last, rtol=1e-9, atol=1e-10)
 
 
 def test_a_scan_forgets_nothing_and_overflows_nowhere_under_extreme_steps() -> None:

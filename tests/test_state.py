@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_scan import backbone
 
 from omni.state import State
@@ -62,6 +64,50 @@ def test_a_state_weighs_what_its_sizes_say() -> None:
     assert state.nbytes == constant
     model(tokens(12, 1), (5, 7), state)
     assert state.nbytes == constant + 12 * model.config.kv_size * 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(reads=st.lists(st.tuples(st.integers(1, 8), st.integers(0, 7)), min_size=1, max_size=4))
+@torch.no_grad()
+def test_tokens_taken_back_leave_the_state_as_if_never_read(reads: list[tuple[int, int]]) -> None:
+    model = backbone()
+    state, kept = model.new_state(len(reads)), model.new_state(len(reads))
+    for each in (state, kept):
+        model(tokens(20 * len(reads), 1), (20,) * len(reads), each)
+    lengths = tuple(length for length, _ in reads)
+    counts = [min(back, length - 1) for length, back in reads]
+    x = tokens(sum(lengths), 2)
+    model(x, lengths, state)
+    state.rewind(counts)
+    shorter = tuple(n - count for n, count in zip(lengths, counts, strict=True))
+    model(torch.cat([rows[:n] for rows, n in zip(x.split(list(lengths)), shorter, strict=True)]), shorter, kept)
+    assert state.lengths == kept.lengths
+    x = tokens(len(reads), 3)
+    torch.testing.assert_close(
+        model(x, (1,) * len(reads), state), model(x, (1,) * len(reads), kept), rtol=1e-5, atol=1e-6
+    )
+
+
+@torch.no_grad()
+def test_only_the_last_short_read_can_be_taken_back() -> None:
+    model = backbone()
+    state = model.new_state(1)
+    model(tokens(30, 1), (30,), state)
+    with pytest.raises(ValueError, match="too many to be traced"):
+        state.rewind([1])
+    model(tokens(3, 1), (3,), state)
+    with pytest.raises(ValueError, match="the last read took"):
+        state.rewind([3])
+    assert state.lengths == (33,)
+
+
+@torch.no_grad()
+def test_members_taken_out_go_on_as_before() -> None:
+    model = backbone()
+    state = model.new_state(3)
+    model(tokens(12, 1), (5, 3, 4), state)
+    want = model(tokens(3, 2), (1, 1, 1), state.clone())
+    torch.testing.assert_close(model(tokens(3, 2)[[2, 0]], (1, 1), state.take([2, 0])), want[[2, 0]])
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -1,0 +1,212 @@
+"""Engine: a continuous batch. Requests of different lengths and media are read in turn, write side by side, and leave
+when they are done; none changes what another writes.
+
+A step reads one cell of the oldest waiting prompt and lets everyone who has been read write one round: a token, or
+with drafts as many as were right. `generate` is a loop around it, and so may a server be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from omni.answer import Piece, Result, Settings
+from omni.language import LanguageModel, codec_of
+from omni.prefill import Prefix
+from omni.sampling import Draft
+from omni.speculate import Depth, Drafter
+from omni.splice import Features
+from omni.state import State
+from omni.writer import Writer
+from processors.batch import Batch
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A conversation on its way through an engine.
+
+    result: once it is done. seconds: spent so far by stage; what a stage does for several at once counts for each.
+    """
+
+    batch: Batch
+    writer: Writer
+    prefix: Prefix
+    features: Features | None
+    began: float
+    embedded: bool = False
+    fresh: list[int] = field(default_factory=list)  # tokens that the multi-token head has not seen
+    hidden: Tensor | None = None  # the hidden states before them
+    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "prefill": 0.0, "decode": 0.0})
+    result: Result | None = None
+
+    def close(self) -> None:
+        """Draw up the result."""
+        self.seconds["all"] = time.perf_counter() - self.began
+        self.result = self.writer.result(self.seconds)
+
+
+class Engine:
+    """Reads and writes for any number of requests with one model.
+
+    draft: tokens to draft a round with the multi-token head ("auto": as many as pay off; None: no drafts). limit: how
+    many may write at once. Raises ValueError for a model without a tokenizer, or without the head that drafts.
+    """
+
+    def __init__(
+        self, model: LanguageModel, draft: int | Literal["auto"] | None = None, limit: int | None = None
+    ) -> None:
+        self.model, self.codec, self.limit = model, codec_of(model), limit
+        self.depth = Depth(draft)
+        if self.depth.any:
+            Drafter.new(model)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._state: State | None = None  # of those that run, in their order
+        self._drafter: Drafter | None = None
+        self._banned = torch.tensor(self.codec.banned, dtype=torch.long)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self.waiting or self.running)
+
+    @torch.no_grad()
+    def submit(
+        self,
+        batch: Batch,
+        settings: Settings | None = None,
+        *,
+        prefix: Prefix | None = None,
+        features: Features | None = None,
+        sequence: int = 0,
+    ) -> Request:
+        """Queue a batch of one conversation. Its pieces carry the number `sequence`.
+
+        prefix: what was read before it; it is taken over, so pass a fork to keep it. features: of the batch's media,
+        where they are encoded already. Raises ValueError for settings that do not fit.
+        """
+        if len(batch) != 1:
+            raise ValueError(f"engine: a batch of {len(batch)} conversations came; submit them one by one")
+        prefix = prefix or Prefix.new(self.model)
+        if self.depth.any and prefix.drafter is None:
+            prefix.drafter = Drafter.new(self.model)  # it knows nothing of what was read before
+        prompt = [*prefix.tokens.tolist(), *batch.tokens.tolist()]
+        writer = Writer((settings or Settings()).seeded(), self.codec, prompt, sequence)
+        self.waiting.append(Request(batch, writer, prefix, features, time.perf_counter()))
+        return self.waiting[-1]
+
+    def cancel(self, request: Request) -> None:
+        """Take a request out, wherever it is; its result is what was written so far."""
+        request.writer.cancel()
+        if request in self.waiting:
+            self.waiting.remove(request)
+            request.close()
+        self._let_go()
+
+    @torch.no_grad()
+    def step(self) -> list[Piece]:
+        """Read a cell, write a round; the text that can be shown now."""
+        pieces: list[Piece] = []
+        if self.waiting and (self.limit is None or len(self.running) < self.limit):
+            pieces += self._read(self.waiting[0])
+        if self.running:
+            pieces += self._write()
+        self._let_go()
+        return pieces
+
+    def _read(self, request: Request) -> list[Piece]:
+        prefix = request.prefix
+        if not request.embedded:
+            with _timed([request], "encode"):
+                spliced = self.model.embed(request.batch, request.features)
+                prefix.append(spliced.embeddings, spliced.tokens)
+            request.embedded, request.features = True, None
+            request.writer.prompt_tokens = len(prefix.tokens)
+        with _timed([request], "prefill"):
+            if prefix.advance(self.model):
+                return []
+            hidden = prefix.finish(self.model)
+            self.waiting.popleft()
+            pieces = self._choose([request], hidden, [])
+        self.running.append(request)
+        self._state = State.join([self._state, prefix.state]) if self._state else prefix.state
+        if prefix.drafter is not None and self.depth.any:
+            self._drafter = Drafter.join([self._drafter, prefix.drafter]) if self._drafter else prefix.drafter
+        return pieces
+
+    def _write(self) -> list[Piece]:
+        """A round: draft, read the last token and the drafts in one pass, keep what is right, take back the rest."""
+        with _timed(self.running, "decode"):
+            drafts = self._draft(int(self.depth))
+            rows = 1 + len(drafts[0])
+            tokens = [[r.writer.tokens[-1], *(d.token for d in ds)] for r, ds in zip(self.running, drafts, strict=True)]
+            embeddings = self.model.look_up(torch.tensor(tokens).flatten())
+            assert self._state
+            hidden = self.model.read(embeddings, (rows,) * len(tokens), self._state)
+            pieces = self._choose(self.running, hidden, drafts)
+            self._state.rewind([rows - len(request.fresh) for request in self.running])
+        return pieces
+
+    def _draft(self, depth: int) -> list[list[Draft]]:
+        """Drafts for each that runs."""
+        if self._drafter is None or not depth:
+            return [[] for _ in self.running]
+        fresh = [request.fresh for request in self.running]
+        hidden = torch.cat([request.hidden for request in self.running if request.hidden is not None])
+        tokens, lengths = [token for each in fresh for token in each], tuple(len(each) for each in fresh)
+        steps = self._drafter.draft(self.model, tokens, hidden, lengths, depth, self._propose)
+        return [list(column) for column in zip(*steps, strict=True)]
+
+    def _propose(self, logits: Float[Tensor, "sequences vocabulary"]) -> list[Draft]:
+        logits[:, self._banned] = -torch.inf
+        best = logits.argmax(-1).tolist()
+        return [
+            Draft(token) if request.writer.settings.sampling.greedy else request.writer.propose(row)
+            for request, row, token in zip(self.running, logits, best, strict=True)
+        ]
+
+    def _choose(
+        self, requests: list[Request], hidden: Float[Tensor, "tokens width"], drafts: list[list[Draft]]
+    ) -> list[Piece]:
+        """Let each write by its rows."""
+        logits = self.model.score(hidden)
+        logits[:, self._banned] = -torch.inf
+        best = logits.argmax(-1).tolist()
+        rows, pieces = len(hidden) // len(requests), list[Piece]()
+        for i, request in enumerate(requests):
+            mine, drafted = slice(i * rows, (i + 1) * rows), drafts[i] if drafts else []
+            before = len(request.writer.tokens)
+            pieces += request.writer.write(logits[mine], best[mine], drafted)
+            request.fresh = request.writer.tokens[before:]
+            request.hidden = hidden[mine][: len(request.fresh)]
+            if drafted and not request.writer.stopped:
+                self.depth.learn(len(drafted), len(request.fresh) - 1)
+        return pieces
+
+    def _let_go(self) -> None:
+        """Those that have stopped leave."""
+        stay = [i for i, request in enumerate(self.running) if not request.writer.stopped]
+        if len(stay) == len(self.running):
+            return
+        for request in self.running:
+            if request.writer.stopped:
+                request.close()
+        self.running = [self.running[i] for i in stay]
+        self._state = self._state.take(stay) if self._state and stay else None
+        self._drafter = self._drafter.take(stay) if self._drafter and stay else None
+
+
+@contextmanager
+def _timed(requests: list[Request], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    for request in requests:
+        request.seconds[stage] += time.perf_counter() - start
