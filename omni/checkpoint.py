@@ -23,7 +23,11 @@ from omni.config import OmniConfig
 from omni.keys import Source, sources
 from omni.quantize import dequantize
 
-SCALES = ("weight_scale", "weight_scale_2", "input_scale", "k_scale", "v_scale", "pre_quant_scale")
+WEIGHT_SCALES = ("weight_scale", "weight_scale_2")
+CACHE_SCALES = ("q_scale", "k_scale", "v_scale")
+UNREAD_SCALES = ("input_scale", *CACHE_SCALES)  # of activations and of the cache, which are not quantised here
+TINY = Path(__file__).parent / "tiny"  # the model in the package
+FLOATS = {"F64", "F32", "F16", "BF16"}
 UNUSED = re.compile(
     r"(^|\.)(radio_model\.(input_conditioner\.norm_(mean|std)|summary_idxs)|input_conditioner\.norm_(mean|std)|summary_idxs"
     r"|feature_extractor\.featurizer\.(fb|window)|layer_scale[12]\.lambda1|rotary_emb\.inv_freq)$"
@@ -72,14 +76,27 @@ class Checkpoint:
         device: torch.device | str = "auto",
     ) -> None:
         """Give every parameter and buffer of a model on the meta device its weights, one at a time, shard by shard."""
+        if dtype != "auto" and (not dtype.is_floating_point or dtype.itemsize < 2):
+            raise ValueError(f"load: dtype {dtype} came; want 'auto', float32, bfloat16 or float16")
         device = torch.device("cpu" if device == "auto" else device)
         reader = _Reader(self)
         plan = _plan(model, config, set(self.files))
         targets = _tensors(model)
-        wanted = {key for source in plan.values() for key in source.keys}
-        unknown = sorted(key for key in reader.weights if key not in wanted and not UNUSED.search(key))
+        known = _with_scales({key for source in plan.values() for key in source.keys})
+        unknown = sorted(key for key in self.files if key not in known and not UNUSED.search(key))
         if unknown:
             raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
+        odd = [
+            f"{key} of {self.headers[key][1]}"
+            for name, source in plan.items()
+            for key in source.keys
+            if targets[name].is_floating_point() != (self.headers[key][1] in FLOATS or reader.quantised(key))
+        ]
+        if odd:
+            raise ValueError(
+                f"load: {self.folder} holds {_some(odd)}; want floating point, or FP8 or NVFP4 with scales, and "
+                "integers where integers belong"
+            )
         wrong = [
             f"{source.keys[0]} {shape}, want {want}"
             for name, source in plan.items()
@@ -91,7 +108,9 @@ class Checkpoint:
             )
         keep = None if dtype == "auto" else dtype
         filled: dict[str, Tensor] = {}
-        for name in set(targets) - set(plan) - {"head.weight"}:  # an identity norm that released checkpoints leave out
+        for name in (
+            set(targets) - set(plan) - {"head.weight"}
+        ):  # a norm whose weights checkpoints leave out: it only normalises
             fresh = torch.ones if name.endswith("weight") else torch.zeros
             filled[name] = fresh(targets[name].shape, dtype=keep, device=device)
         for name, source in sorted(plan.items(), key=lambda item: self.files[item[1].keys[0]].name):
@@ -104,10 +123,19 @@ class Checkpoint:
 
 
 def folder_of(path: str | Path, patterns: list[str]) -> Path:
-    """A local folder as it is; a hub id as the folder its files (those of the patterns) were downloaded to."""
+    """A local folder as it is; "tiny": the model in the package; a hub id as the folder its files (those of the
+    patterns) were downloaded to.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if str(path) == "tiny":
+        if not list(TINY.glob("*.safetensors")):
+            raise ValueError(
+                "load: the weights of the model in the package are missing in this installation; install it whole, or "
+                "pass another checkpoint's folder or hub id"
+            )
+        return TINY
     if folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise ValueError(f"load: {path} is no folder and no hub id; pass a checkpoint's folder, or owner/name")
     from huggingface_hub import snapshot_download
@@ -132,7 +160,6 @@ class _Reader:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.files, self.headers = checkpoint.files, checkpoint.headers
-        self.weights = [key for key in self.files if key.rsplit(".", 1)[-1] not in SCALES]
         self.path: Path | None = None
         self.stack = ExitStack()
         self.file: Any = None
@@ -162,6 +189,10 @@ class _Reader:
         self.file, self.path = None, None
         self.stack.close()
 
+    def quantised(self, key: str) -> bool:
+        """Whether the key is a weight in FP8 or NVFP4."""
+        return key.endswith(".weight") and self.headers[key][1] in ("F8_E4M3", "U8")
+
     def _shape(self, key: str) -> tuple[int, ...]:
         shape, dtype = self.headers[key]
         packed = dtype == "U8" and f"{key}_scale" in self.files  # NVFP4: two values a byte
@@ -170,9 +201,8 @@ class _Reader:
     def _one(self, key: str, dtype: torch.dtype | None) -> Tensor:
         tensor = self._tensor(key)
         stem = key.removesuffix("weight")
-        scales = {name: self._tensor(stem + name) for name in SCALES[:2] if stem + name in self.files}
-        quantised = tensor.dtype == torch.float8_e4m3fn or (tensor.dtype == torch.uint8 and key.endswith(".weight"))
-        if quantised or (scales and key.endswith(".weight")):
+        scales = {name: self._tensor(stem + name) for name in WEIGHT_SCALES if stem + name in self.files}
+        if self.quantised(key) or (scales and key.endswith(".weight")):
             return dequantize(key, {"weight": tensor, **scales}, dtype or torch.bfloat16)
         return tensor if dtype is None else tensor.to(dtype)
 
@@ -182,6 +212,14 @@ class _Reader:
             self.path = self.files[key]
             self.file = self.stack.enter_context(safe_open(self.path, "pt"))
         return self.file.get_tensor(key)
+
+
+def _with_scales(keys: set[str]) -> set[str]:
+    """Keys of weights, and those of the scales that may stand beside them."""
+    stems = {key.removesuffix("weight") for key in keys if key.endswith(".weight")}
+    attention = {stem.removesuffix("k_proj.") for stem in stems if stem.endswith(".k_proj.")}
+    beside = {stem + scale for stem in stems for scale in (*WEIGHT_SCALES, *UNREAD_SCALES)}
+    return keys | beside | {stem + scale for stem in attention for scale in CACHE_SCALES}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

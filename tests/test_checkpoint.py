@@ -24,6 +24,8 @@ from omni.quantize import quantize_fp8, quantize_nvfp4
 
 OMNI = small.FAMILIES["Omni"]
 TOWER = "vision_model.radio_model.model"
+LANGUAGE = "language_model.backbone.layers"
+BATCHNORM = "sound_encoder.encoder.layers.0.conv.norm"
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
@@ -206,8 +208,9 @@ def quantized(kind: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
                 out |= {key: q8, f"{stem}weight_scale": scale, f"{stem}input_scale": torch.tensor(1.0)}
             else:
                 out[key] = value.bfloat16() if value.is_floating_point() and "e_score" not in key else value
-            if key.endswith("k_proj.weight"):
+            if key.endswith(".k_proj.weight"):
                 out[f"{stem}k_scale"] = torch.tensor(1.0)
+                out[f"{stem.removesuffix('k_proj.')}v_scale"] = torch.tensor(1.0)
         return out
 
     return change
@@ -251,6 +254,13 @@ BREAKS: list[tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = [
         lambda t: t | {"mlp1.3.weight_scale": torch.ones(3)},
         "dequantize: mlp1.3.weight",
     ),
+    (lambda t: t | {"surprise.weight_scale": torch.ones(1)}, "unknown keys surprise.weight_scale"),
+    (lambda t: t | {"surprise.k_proj.k_scale": torch.ones(1)}, "unknown keys surprise.k_proj.k_scale"),
+    (lambda t: t | {"mlp1.3.pre_quant_scale": torch.ones(40)}, "unknown keys mlp1.3.pre_quant_scale"),
+    (lambda t: t | {"mlp1.3.weight": t["mlp1.3.weight"].int()}, "mlp1.3.weight of I32; want floating point"),
+    (lambda t: t | {"mlp1.0.weight": t["mlp1.0.weight"].to(torch.float8_e5m2)}, "mlp1.0.weight of F8_E5M2"),
+    (lambda t: t | {f"{LANGUAGE}.0.mixer.A_log": torch.ones(4, dtype=torch.uint8)}, "A_log of U8"),
+    (lambda t: t | {f"{BATCHNORM}.num_batches_tracked": torch.tensor(1.0)}, "num_batches_tracked of F32"),
 ]
 
 
@@ -261,6 +271,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(
     _, folder = saved(tmp_path)
     with pytest.raises(ValueError, match=message):
         OmniModel.from_pretrained(rewritten(folder, change))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_dtype_that_weights_cannot_have_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    _, folder = saved(tmp_path)
+    with pytest.raises(ValueError, match=f"dtype {dtype} came; want 'auto', float32"):
+        OmniModel.from_pretrained(folder, dtype=dtype)
 
 
 def test_broken_folders_say_what_is_missing(tmp_path: Path) -> None:
