@@ -26,7 +26,7 @@ from processors.limits import DEFAULT_LIMITS, Limits
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
 
-BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve")  # the other arguments are the template's
+BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve", "frames")  # the rest is the template's
 
 
 def _all_kept(steps: int, places: int, rate: float) -> int:
@@ -92,7 +92,7 @@ class Processor:
         and `reserve`, the tokens that the shared budget leaves for questions (256); by default those of the call
         before. Where the last part is media, the ids of ingest and `ask` one behind the other are those of `__call__`.
         """
-        before = after.calls[-1].arguments if after else {"reserve": 256}
+        before = _arguments(after) if after else {"reserve": 256}
         return self._batch(messages, self._request("ingest", {**before, **settings}, limits, after))
 
     def ask(
@@ -112,7 +112,7 @@ class Processor:
         first = question[0] if question else question
         whole = isinstance(first, Mapping) and "role" in first
         messages = question if whole else [{"role": "user", "content": question}]
-        arguments = {**after.calls[-1].arguments, "context": None, "reserve": 0, **settings}
+        arguments = {**_arguments(after), "context": None, "reserve": 0, **settings}
         request = self._request("ask", arguments | {"enable_thinking": enable_thinking}, limits, after)
         return self._batch(cast(Conversation, messages), request)
 
@@ -132,7 +132,7 @@ class Processor:
 
     def _given(self, drawn: Drawn, request: Request, start: float) -> Given:
         """What was made of this call, behind what came before."""
-        after = request.after or Given()
+        after = request.after or Given(processor=self.identity)
         items = [
             GivenItem(
                 kind=planned.kind,
@@ -219,7 +219,7 @@ class Processor:
         piece. The pieces' ids and features follow one another as in `__call__`; each stretch is pruned as a clip of
         its own, and a clip's sound follows its frames. ingest, after: the pieces of what `ingest` makes.
         """
-        budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate}
+        budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "frames": frames}
         how: How = "ingest" if ingest else "prompt"
         request = self._request(how, budget | {"enable_thinking": enable_thinking} | chat, limits, after)
         start = time.perf_counter()
@@ -268,6 +268,11 @@ class Processor:
     def _request(
         self, how: How, arguments: Mapping[str, Any], limits: Limits | None, after: Given | None = None
     ) -> Request:
+        if after is not None and after.processor != self.identity:
+            raise ValueError(
+                "processor: what was read before was made by a processor with another tokenizer, template or rules; "
+                "use that one"
+            )
         rules = self.rules.with_preset(arguments.get("preset", "reference"))
         rate = arguments.get("video_pruning_rate")
         return Request(
@@ -306,6 +311,11 @@ class Processor:
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _arguments(after: Given) -> dict[str, Any]:
+    """Those of the call before, but for how it was cut."""
+    return {name: value for name, value in after.calls[-1].arguments.items() if name != "frames"}
 
 
 def _is_many(messages: Conversation | Sequence[Conversation]) -> TypeGuard[Sequence[Conversation]]:

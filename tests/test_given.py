@@ -100,6 +100,10 @@ def test_a_streamed_ingest_ends_where_an_ingest_does(tmp_path: Path) -> None:
     assert len(pieces) > 2
     assert ids(*pieces) == ids(whole)
     assert {piece.given[0].key for piece in pieces} == {pieces[0].given[0].key}
+    (call,) = pieces[0].given[0].calls
+    again = PROCESSOR.stream(untold(call.messages, [clip["path"]]), ingest=True, **call.arguments)
+    assert ids(*again) == ids(*pieces)
+    assert ids(*pieces, PROCESSOR.ask("?", after=pieces[-1].given[0])) == ids(PROCESSOR(user(clip, "?")))
 
 
 def test_a_question_that_would_change_what_was_read_is_refused() -> None:
@@ -115,6 +119,9 @@ def test_a_question_that_would_change_what_was_read_is_refused() -> None:
         PROCESSOR.ask("a", after=memory.given[0], tools=None)
     with pytest.raises(ValueError, match="end with a user's message"):
         PROCESSOR.ingest([{"role": "system", "content": "a"}])
+    other = OmniProcessor.of(from_hf(released.v2_vl()), TOKENIZER)
+    with pytest.raises(ValueError, match="another tokenizer, template or rules"):
+        other.ask("a", after=memory.given[0])
 
 
 def test_the_key_follows_the_content_and_not_the_name(tmp_path: Path) -> None:
