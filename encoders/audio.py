@@ -1,13 +1,15 @@
 """Audio tower: FastConformer, eightfold subsampling, relative positions; sounds of all lengths packed.
 
 Mel frames lie one sound behind the other; every sound is encoded as if alone, and memory grows linearly with its
-length: subsampling runs in pieces that overlap by exactly their reach, attention in blocks of queries. Sources:
+length: subsampling runs in pieces that overlap by exactly their reach, attention in blocks of queries. What a token
+hears of its sound is a `Window`: all of it, or stretches that `encoders.audio_stream` can follow live. Sources:
 FastConformer (arXiv 2305.05084), Conformer (arXiv 2005.08100), Transformer-XL's relative positions (arXiv 1901.02860,
 section 3.3); the released encoder is Parakeet-TDT-0.6B-v2's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,7 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from encoders.window import WHOLE, Span, Window, attention_spans, convolution_spans
+
 STRIDE = 8  # mel frames a token
+SCORES = 2**22  # attention scores a head computed at a time, where sounds or chunks are small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +88,14 @@ class Subsampling(nn.Module):
     def _piece(self, sounds: Tensor, first: int, last: int) -> Tensor:
         """Tokens first to last, exactly: a token reaches 7 frames to either side, so one more is read and dropped."""
         before = min(first, 1)
-        x = self.layers(
-            sounds[:, None, (first - before) * STRIDE : last * STRIDE]
-        )  # (sounds, channels, tokens, mels / 8)
-        return x.transpose(1, 2).flatten(2)[:, before:]
+        return self.convolve(sounds[:, (first - before) * STRIDE : last * STRIDE], before)
+
+    def convolve(
+        self, sounds: Float[Tensor, "sounds frames mels"], drop: int
+    ) -> Float[Tensor, "sounds tokens features"]:
+        """The convolutions alone, without their first `drop` tokens, which did not hear what came before."""
+        x = self.layers(sounds[:, None])  # (sounds, channels, tokens, mels / 8)
+        return x.transpose(1, 2).flatten(2)[:, drop:]
 
 
 class FeedForward(nn.Module):
@@ -120,33 +129,54 @@ class RelativeAttention(nn.Module):
         self.bias_v = nn.Parameter(torch.zeros(shape))
 
     def forward(
-        self, x: Float[Tensor, "tokens width"], lengths: list[int], distances: Float[Tensor, "distances width"]
+        self, x: Float[Tensor, "tokens width"], spans: Sequence[Span], distances: Float[Tensor, "distances width"]
     ) -> Float[Tensor, "tokens width"]:
-        """`distances` holds the sinusoids from the longest sound's largest distance down to its smallest."""
-        q, k, v, r = (
-            values.unflatten(-1, (self.heads, -1))
-            for values in (self.q_proj(x), self.k_proj(x), self.v_proj(x), self.relative_k_proj(distances))
-        )
-        content, position = q + self.bias_u, q + self.bias_v
-        relative = r.transpose(0, 1)  # (heads, distances, head_dim), falling
-        zero = len(distances) // 2  # where distance 0 stands
+        """`spans` cover the rows in order. `distances` holds the sinusoids from the largest down to its negative."""
+        return self.attend(x, self.k_proj(x), self.v_proj(x), self.relative_k_proj(distances), spans)
+
+    def attend(
+        self,
+        x: Float[Tensor, "tokens width"],
+        keys: Float[Tensor, "heard width"],
+        values: Float[Tensor, "heard width"],
+        relative: Float[Tensor, "distances width"],
+        spans: Sequence[Span],
+    ) -> Float[Tensor, "tokens width"]:
+        """The same with keys and values at hand, also of tokens before x: x are the last rows that `spans` counts."""
+        before, zero = len(keys) - len(x), len(relative) // 2  # zero: where distance 0 stands
+        q, k, v, r = (part.unflatten(-1, (self.heads, -1)) for part in (self.q_proj(x), keys, values, relative))
+        content, position, falling = q + self.bias_u, q + self.bias_v, r.transpose(0, 1)
         mixed: list[Tensor] = []
-        start = 0
-        for length, run in groupby(lengths):
-            count = len(list(run))
-            rows = slice(start, start + count * length)
-            start = rows.stop
-            c, p, keys, values = (
-                part[rows].unflatten(0, (count, length)).transpose(1, 2) for part in (content, position, k, v)
-            )
-            blocks: list[Tensor] = []
-            for first in range(0, length, self.block):
-                last = min(first + self.block, length)
-                near = relative[:, zero - (last - 1) : zero + length - first]  # distances last-1 … first-length+1
-                bias = _shift(p[:, :, first:last] @ near.transpose(1, 2), length) * keys.shape[-1] ** -0.5
-                blocks.append(F.scaled_dot_product_attention(c[:, :, first:last], keys, values, attn_mask=bias))
-            mixed.append(torch.cat(blocks, 2).transpose(1, 2).flatten(0, 1))
+        for group in _alike(spans, self.block):
+            start, stop, first, last = group[0]
+            c, p = (_rows(part, [(s.start - before, s.stop - before) for s in group]) for part in (content, position))
+            heard, said = (_rows(part, [(s.first, s.last) for s in group]) for part in (k, v))
+            near = falling[:, zero - (stop - 1 - first) : zero + last - start]  # distances from largest to smallest
+            bias = _shift(p @ near.transpose(1, 2), last - first) * heard.shape[-1] ** -0.5
+            mixed.append(F.scaled_dot_product_attention(c, heard, said, attn_mask=bias).transpose(1, 2).flatten(0, 1))
         return self.o_proj(torch.cat(mixed).flatten(1))
+
+
+def _alike(spans: Sequence[Span], block: int) -> Iterator[list[Span]]:
+    """Spans in order, at most `block` rows long, and together where neighbours have one shape and are small."""
+    cut = (
+        Span(start, min(start + block, stop), first, last)
+        for whole_start, stop, first, last in spans
+        for start in range(whole_start, stop, block)
+    )
+    for (rows, keys, _), run in groupby(cut, lambda s: (s.stop - s.start, s.last - s.first, s.start - s.first)):
+        alike = list(run)
+        size = max(SCORES // (rows * keys), 1)
+        for at in range(0, len(alike), size):
+            yield alike[at : at + size]
+
+
+def _rows(x: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor:
+    """Equally long runs of rows (tokens, heads, dim) side by side: (runs, heads, rows, dim)."""
+    (start, stop), count = runs[0], len(runs)
+    if runs[-1][1] - start == count * (stop - start):  # one behind the other: a view
+        return x[start : runs[-1][1]].unflatten(0, (count, stop - start)).transpose(1, 2)
+    return torch.stack([x[start:stop] for start, stop in runs]).transpose(1, 2)
 
 
 def _shift(scores: Tensor, keys: int) -> Tensor:
@@ -171,19 +201,26 @@ class Convolution(nn.Module):
         self.norm = nn.BatchNorm1d(config.width)
         self.pointwise_conv2 = nn.Conv1d(config.width, config.width, 1, bias=False)
 
-    def forward(self, x: Float[Tensor, "tokens width"], lengths: list[int]) -> Float[Tensor, "tokens width"]:
-        """Along each of the packed sounds, (tokens, width) → the same shape."""
-        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
-        gap = x.new_zeros(self.depthwise_conv.kernel_size[0] // 2, x.shape[1])
-        parts = [gap]
-        for sound in x.split(lengths):  # zeros between sounds: they do not hear each other
-            parts += [sound, gap]
+    def forward(self, x: Float[Tensor, "tokens width"], spans: Sequence[Span]) -> Float[Tensor, "tokens width"]:
+        """`spans` cover the rows in order, each hearing at most half a kernel beyond its own."""
+        return self.convolve(self.gate(x), spans)
+
+    def gate(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
+        """Pointwise and GLU: what the convolution over time hears."""
+        return F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1)))
+
+    def convolve(self, x: Float[Tensor, "heard width"], spans: Sequence[Span]) -> Float[Tensor, "tokens width"]:
+        """The rest, for the rows of the spans; zeros stand where a span hears nothing."""
+        reach = self.depthwise_conv.kernel_size[0] // 2
+        silence = x.new_zeros(reach, x.shape[1])
+        parts: list[Tensor] = []
+        sizes: list[int] = []
+        for start, stop, first, last in spans:
+            parts += [silence[: reach - (start - first)], x[first:last], silence[: reach - (last - stop)]]
+            sizes += [stop - start, 2 * reach]  # between two spans: rows that hear both
         x = self.depthwise_conv(torch.cat(parts).T[None])[0].T
-        if len(lengths) > 1:
-            spans = x[: sum(lengths) + (len(lengths) - 1) * len(gap)].split(
-                [size for n in lengths for size in (n, len(gap))][:-1]
-            )
-            x = torch.cat(spans[::2])
+        if len(spans) > 1:
+            x = torch.cat(x.split(sizes[:-1])[::2])
         x = F.silu(self.norm(x))
         return F.linear(x, self.pointwise_conv2.weight.squeeze(-1))
 
@@ -203,11 +240,11 @@ class ConformerBlock(nn.Module):
         self.conv = Convolution(config)
         self.feed_forward2 = FeedForward(config)
 
-    def forward(self, x: Tensor, lengths: list[int], distances: Tensor) -> Tensor:
-        """One layer over packed sounds; `distances` as in `RelativeAttention`."""
+    def forward(self, x: Tensor, attended: Sequence[Span], convolved: Sequence[Span], distances: Tensor) -> Tensor:
+        """One layer over packed sounds; spans and distances as its parts take them."""
         x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
-        x = x + self.self_attn(self.norm_self_att(x), lengths, distances)
-        x = x + self.conv(self.norm_conv(x), lengths)
+        x = x + self.self_attn(self.norm_self_att(x), attended, distances)
+        x = x + self.conv(self.norm_conv(x), convolved)
         x = x + 0.5 * self.feed_forward2(self.norm_feed_forward2(x))
         return self.norm_out(x)
 
@@ -228,12 +265,13 @@ class FastConformer(nn.Module):
         self.layers = nn.ModuleList(ConformerBlock(config) for _ in range(config.depth))
 
     def forward(
-        self, mels: Float[Tensor, "frames mels"], lengths: Int[Tensor, " sounds"]
+        self, mels: Float[Tensor, "frames mels"], lengths: Int[Tensor, " sounds"], window: Window = WHOLE
     ) -> tuple[Float[Tensor, "tokens width"], Int[Tensor, " sounds"]]:
         """Log-mel frames of packed sounds → features and their number for each sound.
 
-        Raises ValueError when lengths and frames do not fit or a sound is empty.
+        Raises ValueError when lengths, frames and window do not fit or a sound is empty.
         """
+        self.check(window)
         frames = lengths.tolist()
         if sum(frames) != len(mels) or mels.shape[1] != self.config.mels:
             raise ValueError(
@@ -244,13 +282,24 @@ class FastConformer(nn.Module):
         if not counts:
             return mels.new_zeros(0, self.width), lengths
         x = self.subsampling(mels, frames)
-        distances = sinusoids(max(counts), self.width, x)
-        for block in self.layers:
+        distances = sinusoids(min(max(counts), window.reach(self.config.depth)), self.width, x)
+        for layer, block in enumerate(self.layers):
+            attended = attention_spans(counts, window, layer)
+            convolved = convolution_spans(counts, window, layer, self.config.kernel // 2)
             if self.checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, counts, distances, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)
+                x = checkpoint(block, x, attended, convolved, distances, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)
             else:
-                x = block(x, counts, distances)
+                x = block(x, attended, convolved, distances)
         return x, torch.tensor(counts, device=lengths.device)
+
+    def check(self, window: Window) -> None:
+        """Raise ValueError for a window that waits for more than a convolution hears."""
+        reach = self.config.kernel // 2
+        if window.ahead > reach:
+            raise ValueError(
+                f"FastConformer: a window {window.ahead} tokens ahead came, the convolutions hear {reach}; "
+                f"want at most {reach}"
+            )
 
 
 def sinusoids(tokens: int, width: int, like: Tensor) -> Float[Tensor, "distances width"]:
