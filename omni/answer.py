@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from random import SystemRandom
 from typing import Any, Literal
 
@@ -72,3 +72,9 @@ class Result:
     settings: Settings
     logprobs: tuple[float, ...] | None = None
     receipt: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the receipt."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        del values["receipt"]
+        return values | {"settings": asdict(self.settings), "seconds": dict(self.seconds)}

@@ -1,4 +1,4 @@
-"""The command line: `omni doctor`, `omni inspect`, `omni plan`, `omni bench`."""
+"""The command line: `omni ask`, `omni plan`, `omni inspect`, `omni doctor`, `omni bench`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="Ask any document, long video or sound a question, on any machine.",
@@ -174,6 +175,49 @@ def plan(
         console.print(f"left out: {escape(left)}")
     console.print(f"{made.tokens} tokens in all ({made.text_tokens} of the conversation's own), preset {preset}")
     console.print(f"state after the prompt: {_bytes(made.cache_bytes)}")
+
+
+@app.command()
+def ask(
+    what: Annotated[list[str], typer.Argument(metavar="[FILE]... QUESTION", help="pictures, PDFs, videos, sounds")],
+    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
+    think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = True,
+    budget: Annotated[int | None, typer.Option(help="tokens to think, 0: none")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="thinking and answer together")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="of the random numbers")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Ask a question about files; the answer comes as it is written, thinking dimmed."""
+    from omni.ask import ask as begin
+
+    *files, question = what
+    try:
+        pieces = begin(
+            question,
+            *files,
+            model=model,
+            think=think,
+            budget=budget,
+            stream=True,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+        for piece in pieces:
+            if not as_json:
+                console.print(
+                    piece.text, end="", style="dim" if piece.thinking else None, markup=False, highlight=False
+                )
+        (result,) = pieces.results
+    except ValueError as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+        return
+    console.print()
+    if result.stopped == "length":
+        typer.secho(f"cut off after {max_new_tokens} tokens; --max-new-tokens allows more", err=True, fg="yellow")
 
 
 @app.command()

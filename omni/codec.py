@@ -29,6 +29,15 @@ def _letters() -> dict[str, int]:
 LETTERS = _letters()
 
 
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a checkpoint's folder, its chat template included; None where there is none."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 class Codec:
     """A tokenizer and what of it generation needs.
 
@@ -69,11 +78,8 @@ class Codec:
     @classmethod
     def from_folder(cls, folder: Path, config: OmniConfig) -> Codec | None:
         """From a checkpoint's folder; None where it has no tokenizer."""
-        if not (folder / "tokenizer.json").is_file():
-            return None
-        from transformers import PreTrainedTokenizerFast
-
-        return cls.of(PreTrainedTokenizerFast.from_pretrained(folder), config)
+        tokenizer = read_tokenizer(folder)
+        return cls.of(tokenizer, config) if tokenizer else None
 
     def encode(self, text: str) -> list[int]:
         """Text → ids; special tokens written out become theirs."""

@@ -1,6 +1,6 @@
 """Loading: a checkpoint → (model, processor), the one place where files meet both.
 
-model, processor = omni.load("a/folder")    # or a hub repository's id
+model, processor = omni.load("tiny")    # the model in the package; or a folder, or a hub repository's id
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from omni.checkpoint import folder_of, read_config
+from omni.codec import read_tokenizer
 from omni.config import OmniConfig
 from omni.hf import from_hf
 from omni.model import OmniModel
@@ -72,12 +73,11 @@ class OmniProcessor(Processor):
 
 
 def _tokenizer(path: str | Path) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
     folder = folder_of(path, TOKENIZER)
-    if not (folder / "tokenizer.json").is_file():
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
         raise ValueError(f"load: {folder} has no tokenizer.json; download the whole checkpoint")
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
 
 
 def load(
@@ -85,8 +85,10 @@ def load(
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str = "auto",
 ) -> tuple[OmniModel, OmniProcessor]:
-    """A local checkpoint folder, or a hub repository's id → (model, processor). No remote code is run.
+    """Load "tiny" (the model in the package), a local folder or a hub repository's id → (model, processor).
 
-    See `OmniModel.from_pretrained` for dtype, device and errors.
+    No remote code is run. See `OmniModel.from_pretrained` for dtype, device and errors.
     """
-    return OmniModel.from_pretrained(path, dtype, device), OmniProcessor.from_pretrained(path)
+    model = OmniModel.from_pretrained(path, dtype, device)
+    tokenizer = model.codec.tokenizer if model.codec else _tokenizer(path)
+    return model, OmniProcessor.of(model.config, tokenizer)

@@ -18,6 +18,9 @@ Kind = Literal["image", "document", "video", "audio", "file", "mark"]
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 
+Effort = Literal["low", "medium", "high"]
+EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+
 ROLES = ("system", "user", "assistant", "tool")
 SHORT = ("image", "document", "video", "audio")
 WRAPPED = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
@@ -75,11 +78,14 @@ def render(
     *,
     enable_thinking: bool = True,
     reasoning_budget: int | None = None,
+    effort: Effort | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     keep_thinking: bool = False,
 ) -> Prompt:
     """The conversation as the checkpoint's template writes it, up to where the assistant answers.
 
+    reasoning_budget: a hint in the prompt, where the template has one (the hard budget is generation's). effort: how
+    much to think, where the template has that. tools: functions that may be called. keep_thinking: of earlier turns.
     Raises ValueError naming the message and the part that does not fit.
     """
     items: list[Item] = []
@@ -90,6 +96,8 @@ def render(
     turns, extra = _toggle(turns, tokenizer, enable_thinking)
     if reasoning_budget is not None:
         extra["reasoning_budget"] = reasoning_budget
+    if effort is not None:
+        extra |= _effort(str(tokenizer.chat_template), effort)
     text = tokenizer.apply_chat_template(
         turns,
         tokenize=False,
@@ -120,6 +128,21 @@ def _toggle(
     if re.search(r"/(no_)?think\b|detailed thinking (on|off)", own):
         return turns, {}  # the caller has said it
     return [{**turns[0], "content": f"{own}{joint}{word}" if own else word}, *turns[1:]], {}
+
+
+def _effort(template: str, effort: Effort) -> dict[str, Any]:
+    """One argument that takes the word, or a flag for each word but the usual "high"."""
+    if effort not in EFFORTS:
+        raise ValueError(f"chat: effort {effort!r}; want one of {', '.join(EFFORTS)}")
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": effort}
+    flags = [word for word in EFFORTS if f"{word}_effort" in template]
+    if effort in flags:
+        return {f"{effort}_effort": True}
+    if flags and effort == "high":
+        return {}
+    known = f"knows {', '.join(flags)} and high" if flags else "has none"
+    raise ValueError(f"chat: effort {effort!r} is asked for, this model's template {known}; leave it out")
 
 
 class _Marks:

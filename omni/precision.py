@@ -1,0 +1,50 @@
+"""Precision: which dtype a machine computes fast in, measured, not guessed from its name.
+
+On processors without bfloat16 instructions torch emulates them: a product of matrices takes about a hundred times as
+long as in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from functools import cache
+
+import torch
+
+SLOW = 4.0  # times float32's; half the memory traffic makes up for twice
+BECOMES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.bfloat16, "U8": torch.bfloat16}
+
+
+@cache
+def slowness(dtype: torch.dtype, size: int = 192) -> float:
+    """How many times as long as in float32 a product of matrices takes on this CPU."""
+    return _seconds(dtype, size) / _seconds(torch.float32, size)
+
+
+def _seconds(dtype: torch.dtype, size: int) -> float:
+    a = torch.ones(size, size, dtype=dtype)
+    times: list[float] = []
+    for _ in range(4):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def cpu_dtype(stored: Iterable[str]) -> torch.dtype | None:
+    """What to compute in on this CPU: float32 where a checkpoint's half precision would be slow (said in one line);
+    None: each tensor's own.
+
+    stored: dtypes in safetensors' names; quantised ones become bfloat16.
+    """
+    for dtype in {BECOMES[name] for name in stored if name in BECOMES}:
+        times = slowness(dtype)
+        if times > SLOW:
+            name = str(dtype).removeprefix("torch.")
+            logging.getLogger("omni").warning(
+                f"omni: computing in float32: this CPU takes {times:.0f} times as long in {name}; dtype= overrides this"
+            )
+            return torch.float32
+    return None

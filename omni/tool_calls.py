@@ -1,0 +1,124 @@
+"""Tool calls, as the family writes them (qwen3_coder's XML):
+
+    <tool_call>
+    <function=name>
+    <parameter=key>
+    value
+    </parameter>
+    </function>
+    </tool_call>
+
+Models damage this now and then: they forget a closing mark, are cut off, leave out the wrapper. Whatever says clearly
+what is called with what becomes a call; a call without a name, or cut off inside a value, stays text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CALL = re.compile(r"<tool_call>\s*|(?=<function=)")
+NAME = re.compile(r"<function=\s*([^\s<>]+?)\s*>")
+KEY = re.compile(r"<parameter=\s*([^\s<>]+?)\s*>")
+VALUE_END = re.compile(r"</parameter>|(?=<parameter=)|(?=</function>)|(?=</tool_call>)")
+FUNCTION_END = re.compile(r"\s*</function>|\s*(?=</tool_call>|<tool_call>|<function=)|\s*\Z")
+CALL_END = re.compile(r"\s*</tool_call>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function to be called, and with what."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """An answer's text without its calls, and the calls in order."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
+
+
+def parse(text: str, tools: Sequence[Mapping[str, Any]] = ()) -> Parsed:
+    """Take the calls out of an answer.
+
+    tools: what was offered, in OpenAI's form: their schemas say which values are numbers, lists or objects; a value
+    that is not what its schema says stays a string. Without a schema, what is JSON (but no string) is read as JSON.
+    """
+    schemas = {tool.get("function", tool)["name"]: _properties(tool.get("function", tool)) for tool in tools}
+    kept: list[str] = []
+    calls: list[ToolCall] = []
+    at = 0
+    while found := CALL.search(text, at):
+        read = _call(text, found.end(), schemas)
+        if read is None:
+            kept.append(text[at : found.end() + (found.end() == found.start())])
+            at = found.end() + (found.end() == found.start())
+            continue
+        kept.append(text[at : found.start()])
+        call, at = read
+        calls.append(call)
+    kept.append(text[at:])
+    return Parsed(text="".join(kept).strip() if calls else text, calls=tuple(calls))
+
+
+def _call(text: str, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[ToolCall, int] | None:
+    """The call that begins here and where it ends; None if it is none."""
+    name = NAME.match(text, at)
+    if name is None:
+        return None
+    schema, arguments, at = schemas.get(name[1]), dict[str, Any](), name.end()
+    while key := re.compile(r"\s*" + KEY.pattern).match(text, at):
+        end = VALUE_END.search(text, key.end())
+        if end is None:
+            return None  # cut off: nobody knows the rest of the value
+        value = text[key.end() : end.start()].removeprefix("\n").removesuffix("\n")
+        arguments[key[1]] = _typed(value, schema, key[1])
+        at = end.end()
+    end = FUNCTION_END.match(text, at)
+    if end is None:
+        return None
+    closed = CALL_END.match(text, end.end())
+    return ToolCall(name=name[1], arguments=arguments), (closed or end).end()
+
+
+def _properties(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (function.get("parameters") or {}).get("properties") or {}
+
+
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+    "object": dict,
+    "null": type(None),
+}
+
+
+def _typed(value: str, schema: Mapping[str, Any] | None, key: str) -> Any:
+    kinds: list[str] = []
+    if schema is not None:
+        declared = schema.get(key) or {}
+        named = declared.get("type") or [part.get("type") for part in declared.get("anyOf") or []]
+        kinds = [named] if isinstance(named, str) else [kind for kind in named if kind]
+        if not kinds or kinds == ["string"]:
+            return value
+    try:
+        read = json.loads(value if value.strip() not in ("True", "False", "None") else _python(value))
+    except ValueError:
+        return value
+    if not kinds:
+        return value if isinstance(read, str) else read
+    fits = any(kind in KINDS and isinstance(read, KINDS[kind]) for kind in kinds)
+    odd = isinstance(read, bool) and "boolean" not in kinds  # Python counts true as a number
+    return read if fits and not odd else value
+
+
+def _python(value: str) -> str:
+    return {"True": "true", "False": "false", "None": "null"}[value.strip()]
