@@ -12,8 +12,9 @@ from omni.load import OmniProcessor
 from omni.splice import expand
 from omni.train import mixture
 from omni.train.data import documents, fonts, texts
-from omni.train.data.example import Example, Film, Picture, Recording
+from omni.train.data.example import Example
 from omni.train.data.sounds import Mute
+from omni.train.exam import parts_of
 from omni.train.packing import Packed, Packer, expanded
 from omni.train.shape import tiny_config
 from omni.train.stand_in import StandIn, positions, shuffled
@@ -23,17 +24,7 @@ from processors.batch import Batch
 
 def messages(example: Example) -> list[dict[str, object]]:
     """The example as a user would send it, all turns but the last answered."""
-    parts: list[dict[str, object]] = []
-    for medium in example.media:
-        match medium:
-            case Picture():
-                parts.append({"type": "image", "image": medium.image})
-            case Recording():
-                parts.append({"type": "audio", "audio": medium.samples, "rate": 16000})
-            case Film():
-                parts.append({"type": "video", "frames": list(medium.frames), "times": list(medium.times)})
-                if medium.sound is not None:
-                    parts.append({"type": "audio", "audio": medium.sound.samples, "rate": 16000})
+    parts = parts_of(example.media)
     turns: list[dict[str, object]] = []
     for number, turn in enumerate(example.turns):
         text = {"type": "text", "text": turn.question}
@@ -47,15 +38,11 @@ def processor() -> OmniProcessor:
     return OmniProcessor.of(tiny_config(), tokenizer())
 
 
-@pytest.mark.parametrize("skill", ["document", "video", "speech", "sounds", "sound and video", "look-up", "sums"])
+@pytest.mark.parametrize(
+    "skill", ["document", "pages", "video", "speech", "sounds", "sound and video", "look-up", "sums"]
+)
 def test_a_packed_example_begins_as_the_processor_writes_it(skill: str, processor: OmniProcessor) -> None:
     example = mixture.makers(Mute(), turns=3)[skill](Random(f"test {skill}"))
-    if any(isinstance(medium, Picture) and medium.label for medium in example.media):
-        example = Example(
-            skill=skill,
-            turns=example.turns,
-            media=tuple(Picture(image=m.image, fields=m.fields) for m in example.media if isinstance(m, Picture)),
-        )
     thinks = bool(example.turns[-1].thinking)
     packed = Packer(drawn=True)([example])
     made = processor(messages(example), enable_thinking=thinks)

@@ -148,7 +148,7 @@ def audio(
     speech: Path | None = None,
     config: AudioConfig = AUDIO,
     schedule: Schedule | None = None,
-    tokens: int = 1200,
+    tokens: int = 700,
     seed: int = 1,
     evaluate_every: int = 250,
     quiet: bool = False,
@@ -160,7 +160,7 @@ def audio(
     taught, tested = corpus.load(speech, voices()), corpus.load(speech, voices(held_out=True))
     torch.manual_seed(seed)
     reader = AudioReader(FastConformer(config))
-    run = Run(reader, schedule or Schedule(steps=4000, warmup=100), folder, "audio tower")
+    run = Run(reader, schedule or Schedule(steps=4000, matrix_rate=3e-3), folder, "audio tower")
     run.resume()
 
     def objective(step: int) -> dict[str, Tensor]:

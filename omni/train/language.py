@@ -110,7 +110,12 @@ class Knowing(nn.Module):
 
 
 def language(
-    folder: Path, *, steps: int = 6000, tokens: int = 4096, seed: int = 1, first: int = 600, quiet: bool = False
+    folder: Path,
+    *,
+    steps: int = 6000,
+    phases: Sequence[mixture.Phase] = mixture.PHASES,
+    seed: int = 1,
+    quiet: bool = False,
 ) -> Knowing:
     """The backbone on what the renderer knows; short tasks for the first steps, then all."""
     torch.manual_seed(seed)
@@ -133,8 +138,8 @@ def language(
     def objective(step: int) -> dict[str, Tensor]:
         torch.manual_seed(seed * 1_000_003 + step)
         rng = Random(f"{seed} language {step}")
-        weights = mixture.FIRST if step < first else mixture.ALL
-        packed = packer(mixture.draw(rng, made, weights, tokens))
+        phase = next(phase for phase in phases if step < phase.until)
+        packed = packer(mixture.draw(rng, made, phase.weights, phase.tokens))
         features = both.stand_in(packed.known)
         logits, targets, _, _ = answers(both.model, packed, features)
         loss = F.cross_entropy(logits, targets)
@@ -150,7 +155,7 @@ def language(
 
     held = mixture.makers(Mute(), held_out=True, drawn=False)
     rng = Random("language held out")
-    checks = [packer([held[name](rng) for _ in range(10)]) for name in mixture.ALL for _ in range(2)]
+    checks = [packer([held[name](rng) for _ in range(20)]) for name in ("line", "strings", *mixture.ALL)]
 
     def evaluate() -> dict[str, float]:
         found: dict[str, list[bool]] = {}

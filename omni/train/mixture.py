@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from random import Random
 
 from omni.train.data import charts, clips, documents, fonts, screens, sounds, texts
@@ -17,6 +18,7 @@ def makers(voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: i
     faces = fonts.faces(held_out)
     short = (documents.receipt, documents.form, documents.table)
     return {
+        "line": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.line,), drawn=drawn),
         "lines": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.lines,), drawn=drawn),
         "small document": lambda r: documents.questions(r, faces, turns=turns, patches=160, kinds=short, drawn=drawn),
         "document": lambda r: documents.questions(r, faces, turns=turns, drawn=drawn),
@@ -29,18 +31,41 @@ def makers(voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: i
         "speech": lambda r: sounds.speech(r, voice),
         "sounds": lambda r: sounds.beeps(r, voiced=drawn),
         "sound and video": lambda r: clips.spoken(r, voice, drawn=drawn),
+        "strings": texts.strings,
         "copying": texts.copying,
         "look-up": texts.lookup,
         "sums": texts.sums,
     }
 
 
-FIRST = {"lines": 3.0, "small document": 3.0, "look-up": 2.0, "copying": 2.0, "speech": 1.0, "video": 0.5, "time": 0.5}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A part of a stage: until which step, tokens a step, and shares of the skills."""
+
+    until: int
+    tokens: int
+    weights: Mapping[str, float]
+
+
 ALL = {
     "lines": 1.0, "small document": 1.5, "document": 4.0, "pages": 0.7, "transcription": 1.5, "chart": 0.8,
     "screen": 0.8, "video": 2.0, "time": 1.0, "speech": 1.0, "sounds": 0.4, "sound and video": 0.8, "copying": 0.3,
     "look-up": 0.7, "sums": 1.0,
 }  # fmt: skip
+
+
+PHASES = (  # reading and copying first: all answers are built on them
+    Phase(until=400, tokens=1500, weights={"line": 3.0, "strings": 1.5, "look-up": 0.7}),
+    Phase(
+        until=1500,
+        tokens=2500,
+        weights={
+            "line": 1.0, "lines": 3.0, "small document": 3.0, "strings": 0.4, "copying": 0.4, "look-up": 1.0,
+            "speech": 1.0, "video": 0.7, "time": 0.5, "sums": 0.5,
+        },
+    ),
+    Phase(until=10**9, tokens=4096, weights=ALL),
+)  # fmt: skip
 
 
 def tokens_of(example: Example) -> int:

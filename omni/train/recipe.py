@@ -19,6 +19,7 @@ from omni.train.drafting import drafting
 from omni.train.joining import Joined, load_parts, projection, together
 from omni.train.language import language
 from omni.train.loop import Schedule
+from omni.train.mixture import ALL, PHASES, Phase
 from omni.train.tokens import tokenizer
 from omni.train.towers import vision
 
@@ -27,7 +28,7 @@ TINY = Path(__file__).parents[1] / "tiny"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Steps of each stage; tokens of a language step, patches of a vision step, tokens of an audio step and of a
+    """Steps of each stage; the language stage's phases, patches of a vision step, tokens of an audio step and of a
     joint step.
     """
 
@@ -37,7 +38,7 @@ class Sizes:
     projection: int = 2000
     together: int = 5000
     drafting: int = 1500
-    language_tokens: int = 4096
+    phases: tuple[Phase, ...] = PHASES
     patches: int = 3500
     audio_tokens: int = 1200
     joint_tokens: int = 2048
@@ -45,8 +46,8 @@ class Sizes:
 
 SHIPPED = Sizes()
 SMOKE = Sizes(
-    language=2, vision=2, audio=2, projection=2, together=2, drafting=2, language_tokens=500, patches=200,
-    audio_tokens=100, joint_tokens=300,
+    language=2, vision=2, audio=2, projection=2, together=2, drafting=2,
+    phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, audio_tokens=100, joint_tokens=300,
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ class Recipe:
 
     def language(self) -> None:
         """The backbone on what the renderer knows."""
-        language(self.folder, steps=self.sizes.language, tokens=self.sizes.language_tokens, quiet=self.quiet)
+        language(self.folder, steps=self.sizes.language, phases=self.sizes.phases, quiet=self.quiet)
 
     def vision(self) -> None:
         """The vision tower alone."""

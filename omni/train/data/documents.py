@@ -305,6 +305,14 @@ def lines(rng: Random) -> Document:
     return page
 
 
+def line(rng: Random) -> Document:
+    """One short line that cannot be guessed."""
+    page = Document()
+    made = (words.code, words.person, words.invented, words.date, _symbols)
+    page.add("left", rng.choice(made)(rng))
+    return page
+
+
 def _symbols(rng: Random) -> str:
     """Characters at random, in groups."""
     alphabet = "".join(map(chr, range(33, 127)))
@@ -431,7 +439,7 @@ def document(
     drawn: bool = True,
 ) -> tuple[Document, Picture]:
     """Make one up and draw it; without wear where its pixels are of no use (not `drawn`)."""
-    weights = [WEIGHTS[KINDS.index(kind)] for kind in kinds]
+    weights = [WEIGHTS[KINDS.index(kind)] if kind in KINDS else 1 for kind in kinds]
     while True:
         made = rng.choices(kinds, weights)[0](rng)
         try:

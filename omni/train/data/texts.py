@@ -8,6 +8,8 @@ from omni.train.data import words
 from omni.train.data.documents import spelled
 from omni.train.data.example import Example, Turn
 
+STRINGS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,-"
+
 
 def _item(rng: Random) -> str:
     return rng.choice((words.code, words.invented, words.person, lambda r: r.choice(words.NOUNS), words.date))(rng)
@@ -25,6 +27,12 @@ def copying(rng: Random) -> Example:
         turns.append(Turn(question="What comes last?", answer=parts[-1]))
         turns.append(Turn(question="How many are there?", answer=str(len(parts))))
     return Example(skill="copying", turns=(turns[0], *rng.sample(turns[1:], min(2, len(turns) - 1))))
+
+
+def strings(rng: Random) -> Example:
+    """Repeat characters at random: nothing but copying helps."""
+    text = "".join(rng.choice(STRINGS) for _ in range(rng.randint(4, 30)))
+    return Example(skill="strings", turns=(Turn(question=f"Repeat: {text}", answer=text),))
 
 
 def lookup(rng: Random) -> Example:

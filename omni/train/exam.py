@@ -1,0 +1,178 @@
+"""The exam: held-out pages, clips, voices and sums, asked as a user asks; every answer is written, then marked.
+
+Seeds, fonts and voices are none that training sees. Each skill gets its share of right answers (or its error rate)
+with a 95 % interval; the model card's table is this, and a slow test asks it again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+
+import jiwer
+import torch
+
+from omni.answer import Result
+from omni.load import OmniProcessor
+from omni.model import OmniModel
+from omni.train import mixture
+from omni.train.data import texts
+from omni.train.data.example import Example, Film, Medium, Picture, Recording
+from omni.train.data.sounds import Voice
+from processors.batch import Batch
+
+Mark = Callable[[str, str], tuple[float, float]]  # (answer, truth) → what was got of what could be got
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A skill's result: share of right answers (or errors over length), its 95 % interval, the questions asked."""
+
+    skill: str
+    value: float
+    low: float
+    high: float
+    questions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paper:
+    """A part of the exam. maker: of mixture.makers; only turns of `skill` count where it is named; rate: of EVS."""
+
+    name: str
+    maker: str
+    mark: Mark
+    skill: str = ""
+    examples: int = 100
+    thinking: bool = False
+    rate: float = 0.0
+    longest: int = 96
+
+
+def exact(answer: str, truth: str) -> tuple[float, float]:
+    """1 where the answer is the truth, letter by letter."""
+    return float(answer.strip() == truth), 1.0
+
+
+def edits(answer: str, truth: str) -> tuple[float, float]:
+    """Character errors of the truth's characters."""
+    return jiwer.cer(truth, answer) * len(truth), float(len(truth))
+
+
+def word_edits(answer: str, truth: str) -> tuple[float, float]:
+    """Word errors of the truth's words."""
+    count = len(truth.split())
+    return jiwer.wer(truth, answer) * count, float(count)
+
+
+def near(answer: str, truth: str, within: float = 1.0) -> tuple[float, float]:
+    """1 where a time lies within one tubelet (two frames, half a second apart at least) of the true one."""
+    found = re.match(r"([0-9]+\.?[0-9]*)", answer.strip())
+    return float(found is not None and abs(float(found[1]) - float(truth.split()[0])) <= within), 1.0
+
+
+PAPERS = (
+    Paper(name="document questions", maker="document", mark=exact, examples=120),
+    Paper(name="questions on pages", maker="pages", mark=exact, examples=60),
+    Paper(name="page transcription, character errors", maker="transcription", mark=edits, examples=60, longest=400),
+    Paper(name="chart questions", maker="chart", mark=exact, examples=80),
+    Paper(name="video questions", maker="video", skill="video", mark=exact, examples=120),
+    Paper(name="time of an event, within one tubelet", maker="time", mark=near, examples=120),
+    Paper(name="speech, word errors", maker="speech", mark=word_edits, examples=100),
+    Paper(name="sound questions", maker="sounds", mark=exact, examples=60),
+    Paper(name="sound and video questions", maker="sound and video", mark=exact, examples=80),
+    Paper(name="video, half the tokens pruned", maker="video", skill="video", mark=exact, examples=120, rate=0.5),
+    Paper(name="video, three quarters pruned", maker="video", skill="video", mark=exact, examples=120, rate=0.75),
+    Paper(name="sums, thinking off", maker="sums", mark=exact, examples=150),
+    Paper(name="sums, thinking on", maker="sums", mark=exact, examples=150, thinking=True, longest=160),
+)
+
+
+def parts_of(media: Sequence[Medium], rate: float = 0.0) -> list[dict[str, object]]:
+    """Media as the parts of a message that a user would send."""
+    parts: list[dict[str, object]] = []
+    for place, medium in enumerate(media):
+        match medium:
+            case Picture():
+                if medium.label:
+                    parts.append({"type": "text", "text": ("\n" if place else "") + medium.label})
+                parts.append({"type": "image", "image": medium.image})
+            case Recording():
+                parts.append({"type": "audio", "audio": medium.samples, "rate": 16000})
+            case Film():
+                clip = {"frames": list(medium.frames), "times": list(medium.times), "pruning_rate": rate}
+                parts.append({"type": "video", **clip})
+                parts += parts_of([medium.sound]) if medium.sound is not None else []
+    return parts
+
+
+def ask(
+    model: OmniModel,
+    processor: OmniProcessor,
+    asked: Sequence[tuple[Example, int]],
+    *,
+    thinking: bool = False,
+    rate: float = 0.0,
+    longest: int = 96,
+    together: int = 16,
+) -> list[Result]:
+    """Answers to questions, each (example, turn) asked by itself with the example's media, greedily."""
+    answers: list[Result] = []
+    for start in range(0, len(asked), together):
+        batches = []
+        for example, turn in asked[start : start + together]:
+            question = {"type": "text", "text": example.turns[turn].question}
+            messages = [{"role": "user", "content": [*parts_of(example.media, rate), question]}]
+            batches.append(processor(messages, enable_thinking=thinking))
+        results = model.generate(Batch.pack(batches), max_new_tokens=longest)
+        assert not hasattr(results, "results"), "not a stream"
+        answers += results if isinstance(results, list) else [results]  # pyright: ignore[reportArgumentType]  (no stream)
+    return answers
+
+
+def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, seed: int = 1) -> Score:
+    """One paper."""
+    made = mixture.makers(voice, held_out=True, turns=2)
+    made["sums"] = lambda rng: texts.sums(rng, thinking=paper.thinking)
+    rng = Random(f"exam {seed} {paper.maker}")
+    examples = [made[paper.maker](rng) for _ in range(paper.examples)]
+    asked = [
+        (example, index)
+        for example in examples
+        for index, turn in enumerate(example.turns)
+        if not paper.skill or (turn.skill or example.skill) == paper.skill
+    ]
+    with torch.no_grad():
+        answers = ask(model, processor, asked, thinking=paper.thinking, rate=paper.rate, longest=paper.longest)
+    marks = [
+        paper.mark(answer.text, example.turns[turn].answer)
+        for answer, (example, turn) in zip(answers, asked, strict=True)
+    ]
+    return score(paper.name, marks, seed)
+
+
+def score(name: str, marks: Sequence[tuple[float, float]], seed: int = 1, draws: int = 2000) -> Score:
+    """The sum got over the sum to be got, with a bootstrap interval over the questions."""
+    value = sum(got for got, _ in marks) / sum(most for _, most in marks)
+    rng = Random(seed)
+    means = []
+    for _ in range(draws):
+        drawn = rng.choices(marks, k=len(marks))
+        means.append(sum(got for got, _ in drawn) / sum(most for _, most in drawn))
+    means.sort()
+    low, high = means[math.floor(0.025 * draws)], means[math.ceil(0.975 * draws) - 1]
+    return Score(skill=name, value=value, low=low, high=high, questions=len(marks))
+
+
+def table(scores: Sequence[Score]) -> str:
+    """The scores as a Markdown table."""
+    rows = [f"| {s.skill} | {s.value:.1%} | {s.low:.1%} to {s.high:.1%} | {s.questions} |" for s in scores]
+    return "\n".join(["| skill | result | 95 % interval | questions |", "|---|---|---|---|", *rows])
+
+
+def record(scores: Sequence[Score]) -> list[dict[str, object]]:
+    """The scores as plain values."""
+    return [asdict(each) for each in scores]
