@@ -160,7 +160,7 @@ def test_collapse_merges_repeats_and_keeps_letters_with_a_blank_between():
 
 
 def test_transcripts_are_split_sound_by_sound():
-    classes = torch.tensor([9, 9, 0, 10, 0, 0, 0, 0, 26, 0, 16, 0])  # "hi" in two tokens, "yo" in one
+    classes = torch.tensor([9, 9, 0, 0, 0, 10, 0, 0, 26, 0, 16, 0])  # "hi" in two tokens, "yo" in one
     logits = torch.nn.functional.one_hot(classes, 28).float()
     assert transcripts(logits, torch.tensor([2, 1])) == ["hi", "yo"]
     assert word_error_rate(["hi there", "yo"], ["hi", "yo"]) == pytest.approx(1 / 3)
