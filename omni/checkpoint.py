@@ -108,9 +108,8 @@ class Checkpoint:
             )
         keep = None if dtype == "auto" else dtype
         filled: dict[str, Tensor] = {}
-        for name in (
-            set(targets) - set(plan) - {"head.weight"}
-        ):  # a norm whose weights checkpoints leave out: it only normalises
+        left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
+        for name in left_out:
             fresh = torch.ones if name.endswith("weight") else torch.zeros
             filled[name] = fresh(targets[name].shape, dtype=keep, device=device)
         for name, source in sorted(plan.items(), key=lambda item: self.files[item[1].keys[0]].name):

@@ -11,7 +11,8 @@ from typing import Any
 from encoders.audio import AudioConfig
 from encoders.vision import VisionConfig
 from omni.config import CLIP_MEAN, CLIP_STD, MediaConfig, OmniConfig
-from omni.hf_text import Fields, read_ids, read_text, write_text
+from omni.fields import Fields
+from omni.hf_text import read_ids, read_text, write_text
 from omni.projector import ProjectorConfig
 
 VIT_SIZES = {  # timm's names: width, depth, heads

@@ -91,6 +91,10 @@ TEXT_ALIASES = [
     ("n_routed_experts", "num_local_experts"),
     ("time_step_limit", "mamba_dt_limit"),
     ("use_conv_bias", "mamba_conv_bias"),
+    ("layer_norm_epsilon", "rms_norm_eps"),
+    ("layer_norm_epsilon", "norm_eps"),
+    ("mlp_hidden_act", "hidden_act"),
+    ("head_dim", "attention_head_dim"),
 ]
 OMNI_ALIASES = [
     ("llm_config", "text_config"),
@@ -100,6 +104,7 @@ OMNI_ALIASES = [
     ("img_context_token_id", "image_token_id"),
     ("video_context_token_id", "video_token_id"),
     ("sound_context_token_id", "audio_token_id"),
+    ("video_context_token_id", "video_token_index"),
 ]
 
 
@@ -109,7 +114,7 @@ def renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("old", "new"), TEXT_ALIASES)
 def test_each_alias_of_the_language_config_means_the_same(old: str, new: str) -> None:
-    values = released.nano_3(conv_kernel=3, chunk_size=64)
+    values = released.nano_3(conv_kernel=3, chunk_size=64, layer_norm_epsilon=1e-4, norm_eps=1e-4, use_conv_bias=False)
     assert from_hf(renamed(values, old, new)) == from_hf(values)
     if old != "time_step_limit":
         with pytest.raises(ValueError, match=f"{old}.*disagree"):
@@ -145,6 +150,46 @@ def test_patch_limits_may_sit_at_the_top_or_in_the_vision_config() -> None:
     values["vision_config"]["args"].pop("max_num_patches")
     values["vision_config"]["max_num_patches"] = 4096
     assert from_hf(values).media.max_patches == 4096
+
+
+def puzzle(**changes: Any) -> dict[str, Any]:
+    """A searched child of Super, as its repository writes it: each layer's experts its own."""
+    values = released.nemotron_super(hybrid_override_pattern=None, num_hidden_layers=None)
+    for name in ("moe_intermediate_size", "num_experts_per_tok", "mtp_hybrid_override_pattern"):
+        values.pop(name)
+    return values | {
+        "model_type": "nemotron_h_puzzle",
+        "architectures": ["NemotronHPuzzleForCausalLM"],
+        "hidden_act": "relu2",
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "block_configs": [
+            {"block_type": "mamba"},
+            {"block_type": "moe", "moe_intermediate_size": 1280, "num_experts_per_tok": 4},
+            {"block_type": "attention"},
+            {"block_type": "moe", "moe_intermediate_size": 2048, "num_experts_per_tok": 12, "n_routed_experts": 256},
+        ],
+        "mtp_block_configs": [
+            {"block_type": "attention"},
+            {"block_type": "moe", "moe_intermediate_size": 2688, "num_experts_per_tok": 22},
+        ],
+        **changes,
+    }
+
+
+def test_a_puzzle_hybrid_has_experts_of_its_own_in_each_layer() -> None:
+    config = from_hf(puzzle())
+    mamba, first, attention, second = config.backbone.blocks
+    assert isinstance(mamba, MambaConfig)
+    assert isinstance(attention, AttentionConfig)
+    assert first == MoEConfig(experts=512, top_k=4, hidden=1280, shared=5376, latent=1024, scale=5.0)
+    assert second == MoEConfig(experts=256, top_k=12, hidden=2048, shared=5376, latent=1024, scale=5.0)
+    assert config.mtp is not None
+    assert config.mtp.blocks == (
+        attention,
+        MoEConfig(experts=512, top_k=22, hidden=2688, shared=5376, latent=1024, scale=5.0),
+    )
+    assert to_hf(config)["model_type"] == "nemotron_h_puzzle"
+    assert from_hf(to_hf(config)) == config
 
 
 def llama(**changes: Any) -> dict[str, Any]:
@@ -231,14 +276,26 @@ def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
         ({k: v for k, v in released.nano_3().items() if k != "hidden_size"}, "hidden_size is missing"),
         (
             {k: v for k, v in released.nano_3().items() if k != "hybrid_override_pattern"},
-            "hybrid_override_pattern is missing",
+            "hybrid_override_pattern / block_configs is missing",
         ),
         (released.nano_3(hybrid_override_pattern="MEQ"), "holds .'Q'."),
         (released.nano_3(layers_block_type=["mamba", "what"]), "holds .'what'."),
         (released.nano_3(layers_block_type=["mamba"]), "disagree"),
         (released.nano_3(num_hidden_layers=3), "num_hidden_layers is 3"),
         (released.nano_3(time_step_limit=[0.0, 0.1]), "time_step_limit"),
-        (released.nano_3(mlp_hidden_act="gelu"), "mlp_hidden_act is 'gelu'"),
+        (released.nano_3(mlp_hidden_act="gelu"), "mlp_hidden_act / hidden_act is 'gelu'"),
+        (released.nano_3(model_type="mamba3"), "model_type 'mamba3'; known are nemotron_h"),
+        (puzzle(layers_block_type=["mamba"] * 4), "layers_block_type and block_configs disagree"),
+        (puzzle(block_configs=[{"block_type": "what"}]), "block_configs holds .'what'."),
+        (puzzle(block_configs=[{}]), r"block_configs\[0\]: block_type is missing"),
+        (
+            puzzle(block_configs=[{"block_type": "moe", "surprise": 1}], layers_block_type=None),
+            r"block_configs\[0\]: num_experts_per_tok is missing",
+        ),
+        (
+            puzzle(block_configs=[{"block_type": "mamba", "surprise": 1}], layers_block_type=None),
+            r"block_configs\[0\]: unknown surprise",
+        ),
         (released.nano_3(residual_in_fp32=True), "residual_in_fp32"),
         (released.nano_3(omni_blocks=[{"kind": "What"}]), "kind 'What'"),
         (released.nano_3(omni_blocks=[{"kind": "MLPConfig", "size": 3}]), "MLPConfig"),
