@@ -206,9 +206,7 @@ def ask(
         )
         for piece in pieces:
             if not as_json:
-                console.print(
-                    piece.text, end="", style="dim" if piece.thinking else None, markup=False, highlight=False
-                )
+                console.print(Text(piece.text, style="dim" if piece.thinking else ""), end="", soft_wrap=True)
         (result,) = pieces.results
     except ValueError as error:
         _fail(str(error))
