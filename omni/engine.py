@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from omni.answer import Piece, Result, Settings
 from omni.language import LanguageModel, codec_of
 from omni.prefill import Prefix
+from omni.receipt import Receipt
 from omni.sampling import Draft
 from omni.speculate import Depth, Drafter
 from omni.splice import Features
@@ -46,11 +47,6 @@ class Request:
     hidden: Tensor | None = None  # the hidden states before them
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "prefill": 0.0, "decode": 0.0})
     result: Result | None = None
-
-    def close(self) -> None:
-        """Draw up the result."""
-        self.seconds["all"] = time.perf_counter() - self.began
-        self.result = self.writer.result(self.seconds)
 
 
 class Engine:
@@ -108,7 +104,7 @@ class Engine:
         request.writer.cancel()
         if request in self.waiting:
             self.waiting.remove(request)
-            request.close()
+            self._close(request)
         self._let_go()
 
     @torch.no_grad()
@@ -127,7 +123,7 @@ class Engine:
         if not request.embedded:
             with _timed([request], "encode"):
                 spliced = self.model.embed(request.batch, request.features)
-                prefix.append(spliced.embeddings, spliced.tokens)
+                prefix.append(request.batch, spliced)
             request.embedded, request.features = True, None
             request.writer.prompt_tokens = len(prefix.tokens)
         with _timed([request], "prefill"):
@@ -191,6 +187,13 @@ class Engine:
                 self.depth.learn(len(drafted), len(request.fresh) - 1)
         return pieces
 
+    def _close(self, request: Request) -> None:
+        """Draw up the result and its receipt."""
+        request.seconds["all"] = time.perf_counter() - request.began
+        result, prefix = request.writer.result(request.seconds), request.prefix
+        receipt = Receipt.of(prefix.seen, prefix.tokens, self.codec, self.model.identity, result, self.depth.wanted)
+        request.result = replace(result, receipt=receipt)
+
     def _let_go(self) -> None:
         """Those that have stopped leave."""
         stay = [i for i, request in enumerate(self.running) if not request.writer.stopped]
@@ -198,7 +201,7 @@ class Engine:
             return
         for request in self.running:
             if request.writer.stopped:
-                request.close()
+                self._close(request)
         self.running = [self.running[i] for i in stay]
         self._state = self._state.take(stay) if self._state and stay else None
         self._drafter = self._drafter.take(stay) if self._drafter and stay else None

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 from omni.answer import Piece, Result, Settings
 from omni.engine import Engine, Request
 from omni.language import LanguageModel
-from omni.prefill import Prefix
+from omni.memory import Memory
 from processors.batch import Batch
-
-
-@runtime_checkable
-class Remembers(Protocol):
-    """What was read before and can be asked about again and again (omni.memory)."""
-
-    def prefix(self) -> Prefix:
-        """A fork of it, to be read on."""
-        ...
 
 
 class Stream(Iterator[Piece]):
@@ -55,7 +46,7 @@ def generate(
     batch: Batch,
     settings: Settings,
     *,
-    memory: Remembers | None = None,
+    memory: Memory | None = None,
     draft: int | Literal["auto"] | None = None,
 ) -> Stream:
     """Begin to write the answers to a batch; nothing is computed before the stream is asked.

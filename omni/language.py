@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omni.codec import Codec
 from omni.config import OmniConfig
+from omni.identity import Identity
 from omni.mtp import MTP
 from omni.ops import Lengths
 from omni.splice import Features, Spliced
@@ -24,6 +25,11 @@ class LanguageModel(Protocol):
     config: OmniConfig
     mtp: MTP | None
     codec: Codec | None
+
+    @property
+    def identity(self) -> Identity:
+        """Which weights it has, and what it runs on."""
+        ...
 
     def embed(self, batch: Batch, features: Features | None = None) -> Spliced:
         """The backbone's input: ids embedded, media encoded and put at their slots."""

@@ -6,7 +6,7 @@ models are the same without towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,13 @@ from omni.backbone import Backbone
 from omni.checkpoint import Checkpoint, save
 from omni.codec import Codec
 from omni.config import OmniConfig
-from omni.generate import Remembers, Stream, generate
+from omni.generate import Stream, generate
 from omni.hf import from_hf, to_hf
+from omni.identity import Identity
+from omni.memory import Memory
 from omni.mtp import MTP
 from omni.ops import Lengths
+from omni.precision import cpu_dtype
 from omni.projector import Projector
 from omni.sampling import Sampling
 from omni.splice import Features, Spliced, splice
@@ -81,15 +84,20 @@ class OmniModel(nn.Module):
     ) -> OmniModel:
         """Load a local checkpoint folder, or a repository of the hub by its id; in eval mode.
 
-        dtype "auto" keeps each tensor's own (quantised ones become bfloat16); device "auto" takes CUDA if there is
-        one. Weights stream in one by one: the peak is the model and one tensor. Raises ValueError naming every key
-        that is missing, unknown or of a wrong shape; nothing is loaded then.
+        dtype "auto" keeps each tensor's own (quantised ones become bfloat16), or takes float32 and says so on a CPU
+        that is slow in half precision; device "auto" takes CUDA if there is one. Where the folder has a tokenizer, the
+        model can generate. Weights stream in one by one: the peak is the model and one tensor. Raises ValueError naming
+        every key that is missing, unknown or of a wrong shape; nothing is loaded then.
         """
         checkpoint = Checkpoint.open(path)
         config = from_hf(checkpoint.config)
         with torch.device("meta"):
             model = cls(config)
-        checkpoint.fill(model, config, dtype, "cuda" if device == "auto" and torch.cuda.is_available() else device)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto" and torch.device(device).type == "cpu":
+            dtype = cpu_dtype(kind for _, kind in checkpoint.headers.values()) or "auto"
+        checkpoint.fill(model, config, dtype, device)
         model.codec = Codec.from_folder(checkpoint.folder, config)
         return model.eval()
 
@@ -106,6 +114,11 @@ class OmniModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the embeddings, and so of activations."""
         return self.embeddings.weight.dtype
+
+    @property
+    def identity(self) -> Identity:
+        """Which weights it has now, and what it runs on."""
+        return Identity.of(self, self.config)
 
     def new_state(self, sequences: int = 1, dtype: torch.dtype | None = None) -> State:
         """An empty memory for a number of sequences, to be passed to `forward`."""
@@ -201,7 +214,7 @@ class OmniModel(nn.Module):
         schema: Mapping[str, Any] | None = None,
         choices: Sequence[str] = (),
         draft: int | Literal["auto"] | None = None,
-        memory: Remembers | None = None,
+        memory: Memory | None = None,
         stream: bool = False,
     ) -> Result | list[Result] | Stream:
         """Answer a batch: a Result, or a list of them for a batch of many; with `stream` an iterator of Pieces.
@@ -229,6 +242,12 @@ class OmniModel(nn.Module):
         )
         pieces = generate(self, batch, settings, memory=memory, draft=draft)
         return pieces if stream else pieces.result
+
+    def ingest(self, batch: Batch | Iterable[Batch], draft: bool = False) -> Memory:
+        """Read one conversation (`processor.ingest`), or its pieces one by one (`processor.stream`), to be asked about
+        again and again. draft: the multi-token head reads along.
+        """
+        return Memory.ingest(self, batch, draft)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype)

@@ -7,15 +7,18 @@ the same state bit for bit. What lies behind the last line of the grid stays unr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from omni.language import LanguageModel
+from omni.seen import Seen
 from omni.speculate import Drafter
+from omni.splice import Spliced
 from omni.state import State
+from processors.batch import Batch
 
 CELL = 256  # tokens
 
@@ -25,13 +28,14 @@ class Prefix:
     """One sequence on its way in.
 
     state: at the last line of the grid. tokens: all ids so far, read or not. unread: embeddings behind the line.
-    drafter: what the multi-token head has read of it (None: nobody will draft).
+    drafter: what the multi-token head has read of it (None: nobody will draft). seen: what it was made of.
     """
 
     state: State
     tokens: Int[Tensor, " tokens"]
     unread: Float[Tensor, "unread width"]
     drafter: Drafter | None = None
+    seen: Seen = field(default_factory=Seen)
 
     @classmethod
     def new(cls, model: LanguageModel, draft: bool = False) -> Prefix:
@@ -39,10 +43,11 @@ class Prefix:
         nothing = torch.zeros(0, dtype=torch.long)
         return cls(model.new_state(), nothing, model.look_up(nothing), Drafter.new(model) if draft else None)
 
-    def append(self, embeddings: Float[Tensor, "tokens width"], tokens: Int[Tensor, " tokens"]) -> None:
-        """What follows; nothing is read yet."""
-        self.tokens = torch.cat((self.tokens, tokens.cpu()))
-        self.unread = torch.cat((self.unread, embeddings))
+    def append(self, batch: Batch, spliced: Spliced) -> None:
+        """What follows, a batch of one sequence as the model embedded it; nothing is read yet."""
+        self.tokens = torch.cat((self.tokens, spliced.tokens.cpu()))
+        self.unread = torch.cat((self.unread, spliced.embeddings))
+        self.seen = self.seen.after(batch, spliced)
 
     def advance(self, model: LanguageModel) -> bool:
         """Read one cell, if more than one is there; whether one was read."""
@@ -65,7 +70,7 @@ class Prefix:
     def fork(self) -> Prefix:
         """A copy that goes its own way."""
         drafter = self.drafter and self.drafter.fork()
-        return Prefix(self.state.clone(), self.tokens, self.unread, drafter)
+        return Prefix(self.state.clone(), self.tokens, self.unread, drafter, self.seen)
 
     def _read(self, model: LanguageModel, count: int) -> Tensor:
         embeddings, self.unread = self.unread[:count], self.unread[count:]

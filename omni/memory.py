@@ -1,0 +1,233 @@
+"""Memory: ingest once, ask for ever. A model's state after a document, a clip or a recording: any number of questions
+go on from it, more media make it grow, a file keeps it.
+
+The hybrid's state is small: keys and values in its few attention layers, and a constant for all Mamba layers, so what
+took minutes to read is stored in megabytes and asked in the time of the question alone.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omni import kv_format, sealed
+from omni.kv_format import KVFormat
+from omni.language import LanguageModel
+from omni.prefill import Prefix
+from omni.seen import Seen
+from omni.speculate import Drafter
+from omni.splice import Features
+from omni.state import KVState, MambaState, State
+from processors.batch import Batch
+from processors.given import Given, key_of
+
+KIND = "omni memory"
+VERSION = 1  # of the file and of the numbers in it: raise it whenever a model's state changes its meaning
+LOOKS_SHARE = 0.01  # of the state's bytes that pictures may take in a file
+
+
+class Memory:
+    """What a model has read of one conversation, up to where a question may follow.
+
+    It remembers exactly: asked about, it answers as if all had been read in one prompt. kv_error: how far its keys and
+    values are from those that were read (relative, root mean square), where a file stored them with fewer bits.
+    """
+
+    def __init__(self, model: LanguageModel, prefix: Prefix, kv_error: float = 0.0) -> None:
+        self.model, self.kv_error, self._prefix = model, kv_error, prefix
+
+    @classmethod
+    def ingest(cls, model: LanguageModel, batches: Batch | Iterable[Batch], draft: bool = False) -> Memory:
+        """Read a batch of one conversation (`processor.ingest`), or the pieces of one (`processor.stream`) one by one.
+
+        draft: the multi-token head reads along, so that answers can be drafted well.
+        """
+        memory = cls(model, Prefix.new(model, draft))
+        for batch in [batches] if isinstance(batches, Batch) else batches:
+            memory.append(batch)
+        return memory
+
+    @torch.no_grad()
+    def append(self, batch: Batch, features: Features | None = None) -> None:
+        """Read on: what follows in the same conversation. Interrupted, the memory is as it was before.
+
+        features: of its media, where they are encoded already. Raises ValueError unless the batch is one sequence.
+        """
+        if len(batch) != 1:
+            raise ValueError(f"memory: a batch of {len(batch)} conversations came; ingest them one by one")
+        start = time.perf_counter()
+        spliced = self.model.embed(batch, features)
+        encoded = time.perf_counter()
+        with _all_or_nothing(self._prefix) as prefix:
+            prefix.append(batch, spliced)
+            while prefix.advance(self.model):
+                pass
+            done = time.perf_counter()
+            prefix.seen = prefix.seen.ingested({"encode": encoded - start, "prefill": done - encoded})
+
+    def fork(self) -> Memory:
+        """A copy: what one reads later, the other does not know."""
+        return Memory(self.model, self._prefix.fork(), self.kv_error)
+
+    def prefix(self) -> Prefix:
+        """A fork of what was read, to be read on (`omni.generate`)."""
+        return self._prefix.fork()
+
+    @property
+    def seen(self) -> Seen:
+        """What was read: the places of media, what pruning left of them, small pictures."""
+        return self._prefix.seen
+
+    @property
+    def given(self) -> Given:
+        """What the processor made it of; `processor.ask(question, after=memory.given)` goes on from here."""
+        return self.seen.given
+
+    @property
+    def key(self) -> str:
+        """Names the memory by the content of its media, its settings and its model: the key of any cache of it.
+
+        Raises ValueError where batches were made by hand, so that nobody knows their content.
+        """
+        if not self.given.calls:
+            raise ValueError("memory: its batches were made by hand and have no record; use processor.ingest")
+        return key_of([self.given.key, self.model.identity.fingerprint, VERSION, self.kv_error])
+
+    @property
+    def tokens(self) -> int:
+        """Their number."""
+        return len(self._prefix.tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the state, and of the last tokens' embeddings, which wait for the end of their cell."""
+        return self._prefix.state.nbytes + self._prefix.unread.nbytes
+
+    def save(self, path: str | Path, kv: str = "exact") -> None:
+        """Write it to a file, whole or not at all.
+
+        Its size is that of the state (`Anatomy.cache_bytes`) and of at most 256 embeddings, plus 1 % for pictures and
+        some KiB. kv: "exact" keeps keys and values as they are; "bfloat16", "float8" and "int8" keep fewer bits, and
+        `kv_error` of what is loaded says what that cost.
+        """
+        prefix, form = self._prefix, kv_format.check(kv)
+        tensors, kv_error = _store(prefix.state, "backbone", form)
+        tensors |= {"tokens": _squeezed(prefix.tokens), "unread": prefix.unread}
+        if prefix.drafter is not None:
+            tensors |= _store(prefix.drafter.state, "drafter", form)[0]
+            if prefix.drafter.last is not None:
+                tensors["drafter.last"] = prefix.drafter.last
+        seen = prefix.seen.with_looks(int(LOOKS_SHARE * self.nbytes))
+        header = {
+            "version": VERSION,
+            "omni": self.model.identity.environment["omni"],
+            "model": self.model.identity.fingerprint,
+            "kv": form,
+            "kv_error": max(kv_error, self.kv_error),
+            "seen": seen.to_dict(),
+        }
+        sealed.write(path, KIND, header, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, model: LanguageModel) -> Memory:
+        """Read a file for the model that it was made with. Keys and values take the model's dtype and device.
+
+        Raises ValueError for another model, another version, and for a file that is damaged in any byte.
+        """
+        header, tensors = sealed.read(path, KIND)
+        if header["version"] != VERSION:
+            raise ValueError(
+                f"memory: {path} is of version {header['version']} (omni {header['omni']}), this omni reads {VERSION}; "
+                "ingest the files again"
+            )
+        ours = model.identity.fingerprint
+        if header["model"] != ours:
+            raise ValueError(
+                f"memory: {path} was made with another model ({header['model'][:12]}, this one is {ours[:12]}); "
+                "load that model, or ingest the files again"
+            )
+        drafter = None
+        if any(name.startswith("drafter.") for name in tensors):
+            drafter = Drafter.new(model)
+            _restore(drafter.state, "drafter", tensors)
+            last = tensors.get("drafter.last")
+            drafter.last = last if last is None else _like(last, model)
+        prefix = Prefix(
+            model.new_state(),
+            _unsqueezed(tensors["tokens"]),
+            _like(tensors["unread"], model),
+            drafter,
+            Seen.from_dict(header["seen"]),
+        )
+        _restore(prefix.state, "backbone", tensors)
+        prefix.state.advance([len(prefix.tokens) - len(prefix.unread)])
+        return cls(model, prefix, header["kv_error"])
+
+
+def _like(x: Tensor, model: LanguageModel) -> Tensor:
+    return x.to(model.look_up(torch.zeros(0, dtype=torch.long)))
+
+
+def _squeezed(tokens: Tensor) -> Tensor:
+    """Ids, compressed: those of media are long runs."""
+    return torch.frombuffer(bytearray(zlib.compress(tokens.int().numpy().tobytes())), dtype=torch.uint8)
+
+
+def _unsqueezed(stored: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(zlib.decompress(stored.numpy().tobytes())), dtype=torch.int32).long()
+
+
+def _store(state: State, name: str, kv: KVFormat) -> tuple[dict[str, Tensor], float]:
+    """The tensors of a state of one sequence, its used length only, and the relative error of its keys and values."""
+    tensors: dict[str, Tensor] = {}
+    squares = [(0.0, 0.0)]
+    for i, layer in enumerate(state.layers):
+        if isinstance(layer, MambaState):
+            tensors |= {f"{name}.{i}.history": layer.history, f"{name}.{i}.ssm": layer.ssm}
+        if isinstance(layer, KVState):
+            length = layer.lengths[0]
+            for part, buffers in (("keys", layer.keys), ("values", layer.values)):
+                used = buffers[0][:, :length]
+                stored = kv_format.pack(used, kv)
+                squares += [kv_format.error(used, stored)] if kv != "exact" else []
+                tensors |= {f"{name}.{i}.{part}.{key}": value for key, value in stored.items()}
+    wrong, all_squares = (sum(column) for column in zip(*squares, strict=True))
+    return tensors, (wrong / all_squares) ** 0.5 if all_squares else 0.0
+
+
+def _restore(state: State, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill an empty state of one sequence with stored tensors; buffers are the file's own where nothing changes."""
+    for i, layer in enumerate(state.layers):
+        if isinstance(layer, MambaState):
+            history, ssm = (tensors[f"{name}.{i}.{part}"] for part in ("history", "ssm"))
+            layer.restore((history.to(layer.history), ssm.to(layer.ssm)))
+        if isinstance(layer, KVState):
+            for part, buffers in (("keys", layer.keys), ("values", layer.values)):
+                stem = f"{name}.{i}.{part}."
+                stored = {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
+                buffers[0] = kv_format.unpack(stored, buffers[0].dtype).to(buffers[0].device)
+            layer.lengths = [layer.keys[0].shape[1]]
+
+
+@contextmanager
+def _all_or_nothing(prefix: Prefix) -> Any:
+    """Undo all changes where anything is raised, Ctrl-C included."""
+    tokens, unread, seen = prefix.tokens, prefix.unread, prefix.seen
+    states = [prefix.state, *([prefix.drafter.state] if prefix.drafter else [])]
+    marks, last = [state.snapshot() for state in states], prefix.drafter and prefix.drafter.last
+    try:
+        yield prefix
+    except BaseException:
+        prefix.tokens, prefix.unread, prefix.seen = tokens, unread, seen
+        for state, mark in zip(states, marks, strict=True):
+            state.restore(mark)
+        if prefix.drafter:
+            prefix.drafter.last = last
+        raise
