@@ -132,7 +132,7 @@ def language(
     balancer = Balancer(both.model.backbone)
     packer = Packer(drawn=False)
     made = mixture.makers(Mute(), drawn=False)
-    run = Run(both, Schedule(steps=steps, rate=2e-3, matrix_rate=3e-3, warmup=100, decay=0.5), folder, "language")
+    run = Run(both, Schedule(steps=steps, rate=3e-3, matrix_rate=1e-2, warmup=30, decay=0.5), folder, "language")
     run.resume()
 
     def objective(step: int) -> dict[str, Tensor]:

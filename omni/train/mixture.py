@@ -54,13 +54,14 @@ ALL = {
 }  # fmt: skip
 
 
-PHASES = (  # reading and copying first: all answers are built on them
-    Phase(until=400, tokens=1500, weights={"line": 3.0, "strings": 1.5, "look-up": 0.7}),
+PHASES = (  # copying, then reading: all answers are built on them
+    Phase(until=250, tokens=1200, weights={"strings": 1.0}),
+    Phase(until=800, tokens=1500, weights={"line": 3.0, "strings": 0.4, "look-up": 0.6}),
     Phase(
-        until=1500,
+        until=1800,
         tokens=2500,
         weights={
-            "line": 1.0, "lines": 3.0, "small document": 3.0, "strings": 0.4, "copying": 0.4, "look-up": 1.0,
+            "line": 1.0, "lines": 3.0, "small document": 3.0, "strings": 0.3, "copying": 0.4, "look-up": 1.0,
             "speech": 1.0, "video": 0.7, "time": 0.5, "sums": 0.5,
         },
     ),
