@@ -13,10 +13,10 @@ from processors import clips, video
 from processors.batch import Media
 from processors.chat import Item
 from processors.image import Grid
-from processors.items import Layout, Place, Recording, Samples, sound_media
+from processors.items import Layout, Place, Recording, Samples, sound_media, sound_pieces
 from processors.limits import Limits
 from processors.rules import Rules
-from processors.sound import Sound, open_sound
+from processors.sound import Sound, Tape, open_sound
 
 NumKept = Callable[[int, int, float], int]
 
@@ -144,27 +144,35 @@ class Clip:
         """Tubelets of these frames, a few at a time."""
         return video.tubelet_stream(clips.stream(self.video, indices), self.grid, self.rules.video)
 
-    def pieces(self, frames: int) -> Iterator[tuple[Layout, Media]]:
-        """The clip in stretches of so many sampled frames, each with its text, then its sound; holds one at a time.
+    def pieces(self, frames: int, told: bool = True) -> Iterator[tuple[Layout, Media]]:
+        """The clip in stretches of at most so many sampled frames, each with its text, and its sound chunk by chunk
+        where it is told; holds one at a time.
 
-        Pruning is left to who reads the pieces: each is a clip of its own.
+        Pruning is left to who reads the pieces: each stretch is a clip of its own. told: its sound too.
         """
-        rules = self.rules.video
-        fps = clips.average_fps(self.video.times)
+        fps, spans = clips.average_fps(self.video.times), self.spans()
         each = self.grid[0] * self.grid[1] // self.rules.pixels.shuffle**2
-        for segment in video.segments(self.indices, frames, rules):
-            lines = video.tubelet_lines(segment.indices, fps, rules, times=self._told(segment), first=segment.first)
-            layout: Layout = []
-            for line in lines:
-                layout += [line + "<img>", Place(kind="tubelet", count=1, tokens=each), "</img>"]
-            part = torch.cat(list(self._made(segment.indices)))
-            shape = torch.tensor([[len(lines), *self.grid]])
-            rate = torch.tensor([self.rate], dtype=torch.float64)
-            yield layout, Media(tubelets=part, clips=shape, rates=rate)
-        for span in self.spans() if self.rules.sound == "after" else []:
-            assert self.sound is not None
-            assert self.rules.audio is not None
-            yield self._told_sound(span), sound_media(self.sound.read(), self.rules.audio)
+        tape = Tape(self.sound) if self.sound is not None and told else None
+        for number, segment in enumerate(self.segments):
+            for part in video.segments(segment.indices, frames, self.rules.video):
+                times, first = self._told(part), segment.first + part.first
+                lines = video.tubelet_lines(part.indices, fps, self.rules.video, times=times, first=first)
+                layout: Layout = []
+                for line in lines:
+                    layout += [line + "<img>", Place(kind="tubelet", count=1, tokens=each), "</img>"]
+                made = torch.cat(list(self._made(part.indices)))
+                shape = torch.tensor([[len(lines), *self.grid]])
+                rate = torch.tensor([self.rate], dtype=torch.float64)
+                yield layout, Media(tubelets=made, clips=shape, rates=rate)
+            if tape and number < len(spans) and spans[number][1] > spans[number][0]:
+                assert self.sound is not None
+                assert self.rules.audio is not None
+                yield from sound_pieces(self.sound, tape, *spans[number], self.rules.audio)
+
+    def seconds(self, steps: int) -> float:
+        """The true time of the last frame in so many tubelets."""
+        frames = min(steps * self.rules.video.tubelet_frames, len(self.indices))
+        return float(self.video.times[self.indices[frames - 1]])
 
     def close(self) -> None:
         self.video.close()

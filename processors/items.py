@@ -6,7 +6,7 @@ once the grids are given. `media`: its numbers; only this decodes. The layout ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ from processors.limits import Limits
 from processors.media import open_picture, picture_size
 from processors.pdf import Document
 from processors.rules import Rules
+from processors.sound import SoundSource, Tape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,17 +177,6 @@ class Pages:
         self.document.close()
 
 
-@runtime_checkable
-class SoundSource(Protocol):
-    """16 kHz mono sound of a file or an array: `samples` from its header, `read` decodes."""
-
-    samples: int
-
-    def read(self) -> Tensor:
-        """All samples, (samples,) float32."""
-        ...
-
-
 @dataclass(slots=True)
 class Recording:
     """A sound: whole, or in overlapping chunks where it is long."""
@@ -220,6 +210,10 @@ class Recording:
     def media(self, grids: Sequence[Grid]) -> Media:
         return sound_media(self.source.read(), self.rule)
 
+    def pieces(self) -> Iterator[tuple[Layout, Media]]:
+        """The recording chunk by chunk, decoded as they are asked for; holds one at a time."""
+        yield from sound_pieces(self.source, Tape(self.source), 0, self.source.samples, self.rule)
+
     def close(self) -> None:
         pass
 
@@ -234,6 +228,26 @@ def sound_media(samples: Tensor, rule: audio.AudioRule) -> Media:
     )
 
 
+def sound_pieces(
+    source: SoundSource, tape: Tape, start: int, stop: int, rule: audio.AudioRule
+) -> Iterator[tuple[Layout, Media]]:
+    """`sound_media` of samples start to stop chunk by chunk, with its text; decoded twice to be cut at quiet points."""
+    energy = None
+    if rule.chunk.quiet and rule.is_long(stop - start):
+        ahead, step = Tape(source), 1024 * rule.mel.block
+        parts = (ahead.read(at, min(at + step, stop)) for at in range(start, stop, step))
+        energy = torch.cat([audio.block_energy(part, rule.mel) for part in parts])
+    chunks = audio.chunks(stop - start, energy, rule)
+    for number, chunk in enumerate(chunks):
+        mels = audio.mel_features(tape.read(start + chunk.start, start + chunk.end), rule.mel)
+        trims = (chunk.trim_start, chunk.trim_end)
+        tokens = -(-len(mels) // audio.STRIDE) - sum(trims)
+        layout: Layout = [Place(kind="audio", count=1, tokens=tokens)]
+        layout = ["<so_start>", *layout] if number == 0 else layout
+        layout = [*layout, "<so_end>"] if number == len(chunks) - 1 else layout
+        yield layout, Media(mels=mels, frames=torch.tensor([len(mels)]), trims=torch.tensor([trims]))
+
+
 @dataclass(slots=True)
 class Samples:
     """Sound given as an array: mono or channels first, at a rate."""
@@ -241,6 +255,7 @@ class Samples:
     array: Any
     rate: int
     samples: int = 0
+    name: str = "samples"
 
     def __post_init__(self) -> None:
         self.array = torch.as_tensor(np.asarray(self.array))
@@ -259,3 +274,6 @@ class Samples:
         from torchaudio.functional import resample
 
         return resample(self.array.float(), self.rate, 16000)
+
+    def stream(self) -> Iterator[tuple[int, Tensor]]:
+        yield 0, self.read()

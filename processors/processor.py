@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard, cast
 
@@ -21,12 +21,25 @@ from processors.budget import Drawn, Overflow, Request, draw
 from processors.chat import Conversation, Tokenizer
 from processors.clip_items import Clip
 from processors.given import Call, Given, GivenItem, How, digest, key_of, told
-from processors.items import Layout, Place
+from processors.items import Layout, Place, Recording
 from processors.limits import DEFAULT_LIMITS, Limits
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
 
 BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve", "frames")  # the rest is the template's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a prompt. item: the number, among all that its record names, of the item that it holds all or a part
+    of (None: text alone). Of a stretch of a clip, step: how many tubelets came before; seconds: the true time of its
+    last frame.
+    """
+
+    batch: Batch
+    item: int | None = None
+    step: int = 0
+    seconds: float | None = None
 
 
 def _all_kept(steps: int, places: int, rate: float) -> int:
@@ -130,8 +143,8 @@ class Processor:
             batch = self._make(drawn)
             return replace(batch, given=(self._given(drawn, request, start),))
 
-    def _given(self, drawn: Drawn, request: Request, start: float) -> Given:
-        """What was made of this call, behind what came before."""
+    def _given(self, drawn: Drawn, request: Request, start: float, apart: bool = False) -> Given:
+        """What was made of this call, behind what came before. apart: a sound's chunks have places of their own."""
         after = request.after or Given(processor=self.identity)
         items = [
             GivenItem(
@@ -140,7 +153,7 @@ class Processor:
                 sha256=sha256,
                 size=size,
                 source=source,
-                slots=sum(isinstance(part, Place) for part in layout),
+                slots=sum(_slots(part, apart) for part in layout if isinstance(part, Place)),
                 tokens=planned.tokens,
                 text_tokens=planned.text_tokens,
                 details=planned.details,
@@ -199,7 +212,11 @@ class Processor:
             state_bytes=self.state_bytes,
         )
 
-    def stream(
+    def stream(self, messages: Conversation, **settings: Any) -> Iterator[Batch]:
+        """The same prompt in pieces, to be read one after the other with one state, at bounded memory. See `pieces`."""
+        return (piece.batch for piece in self.pieces(messages, **settings))
+
+    def pieces(
         self,
         messages: Conversation,
         *,
@@ -211,13 +228,15 @@ class Processor:
         limits: Limits | None = None,
         ingest: bool = False,
         after: Given | None = None,
+        scout: bool = False,
         **chat: Any,
-    ) -> Iterator[Batch]:
-        """The same prompt in pieces, to be read one after the other with one state, at bounded memory.
+    ) -> Iterator[Piece]:
+        """The pieces of `stream`, each with what it is a part of.
 
-        A video comes in stretches of `frames` sampled frames, decoded when they are asked for; everything else in one
-        piece. The pieces' ids and features follow one another as in `__call__`; each stretch is pruned as a clip of
-        its own, and a clip's sound follows its frames. ingest, after: the pieces of what `ingest` makes.
+        A video comes in stretches of `frames` sampled frames, a sound in the chunks that are encoded alone, decoded
+        when they are asked for; everything else in one piece. The pieces' ids and features follow one another as in
+        `__call__`, but each stretch is pruned as a clip of its own. ingest, after: the pieces of what `ingest` makes.
+        scout: only the stretches of clips that are to be pruned, for a look ahead.
         """
         budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "frames": frames}
         how: How = "ingest" if ingest else "prompt"
@@ -225,23 +244,30 @@ class Processor:
         start = time.perf_counter()
         with ExitStack() as stack:
             drawn = draw(messages, request, stack)
-            given = self._given(drawn, request, start)
+            given = self._given(drawn, request, start, apart=True)
             ids: list[int] = []
             for piece in drawn.prompt.pieces:
                 if isinstance(piece, list):
                     ids += piece
                     continue
-                item = drawn.opened[piece]
-                whole = (
-                    iter([(drawn.layouts[piece], item.media(drawn.grids[piece]))])
-                    if not isinstance(item, Clip)
-                    else None
-                )
-                for layout, media in whole or cast(Clip, item).pieces(frames):
-                    yield self._piece(ids, layout, media, given)
-                    ids = []
-            if ids:
-                yield self._piece(ids, [], Media(), given)
+                item, number = drawn.opened[piece], len(given.items) - len(drawn.opened) + piece
+                if scout and not (isinstance(item, Clip) and item.rate):
+                    continue
+                if isinstance(item, Clip):
+                    parts = item.pieces(frames, told=not scout)
+                elif isinstance(item, Recording):
+                    parts = item.pieces()
+                else:
+                    parts = iter([(drawn.layouts[piece], item.media(drawn.grids[piece]))])
+                step = 0
+                for layout, media in parts:
+                    end = step + media.counts["tubelet"]
+                    seconds = item.seconds(end) if isinstance(item, Clip) and end > step else None
+                    batch = self._piece(ids, layout, media, given)
+                    yield Piece(batch=batch, item=number, step=step, seconds=seconds)
+                    step, ids = end, []
+            if ids and not scout:
+                yield Piece(batch=self._piece(ids, [], Media(), given))
 
     def _piece(self, before: list[int], layout: Layout, media: Media, given: Given) -> Batch:
         """Text that came before, and one item or a part of it."""
@@ -316,6 +342,10 @@ class Processor:
 def _arguments(after: Given) -> dict[str, Any]:
     """Those of the call before, but for how it was cut."""
     return {name: value for name, value in after.calls[-1].arguments.items() if name != "frames"}
+
+
+def _slots(place: Place, apart: bool) -> int:
+    return place.count if apart and place.kind == "audio" else 1
 
 
 def _is_many(messages: Conversation | Sequence[Conversation]) -> TypeGuard[Sequence[Conversation]]:

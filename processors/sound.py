@@ -7,6 +7,7 @@ is known before anything is decoded. Nothing is imported before it is needed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,51 @@ from processors.limits import DEFAULT_LIMITS, Limits, MediaError
 from processors.source import Source, open_source
 
 RATE = 16000
+
+
+@runtime_checkable
+class SoundSource(Protocol):
+    """16 kHz mono sound of a file or an array: `samples` from its header; `read` and `stream` decode."""
+
+    name: str
+    samples: int
+
+    def read(self) -> Tensor:
+        """All samples, (samples,) float32."""
+        ...
+
+    def stream(self) -> Iterator[tuple[int, Tensor]]:
+        """Where each piece starts, and its samples; what lies between pieces is silence."""
+        ...
+
+
+class Tape:
+    """A sound read forwards: decoded as far as it is asked for, and forgotten up to where the last call started."""
+
+    def __init__(self, sound: SoundSource) -> None:
+        self._sound, self._pieces = sound, sound.stream()
+        self._held, self._start, self._end = torch.zeros(0), 0, 0  # samples start to end are at hand
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Samples start to stop, those of `SoundSource.read`. No later call may start earlier.
+
+        Raises MediaError where none of the sound can be decoded.
+        """
+        assert self._start <= start <= stop <= self._sound.samples
+        held = [self._held]
+        while self._end < stop:
+            piece = next(self._pieces, None)
+            if piece is None and not self._end:
+                raise MediaError(f"media: {self._sound.name}: its sound cannot be decoded; send the whole file")
+            at, samples = piece or (stop, torch.zeros(0))
+            if at + len(samples) <= start:  # nothing of it will be asked for
+                held, self._start = [], at + len(samples)
+            else:
+                held += [torch.zeros(at - self._end), samples]
+            self._end = at + len(samples)
+        self._held = torch.cat(held)[start - self._start :]
+        self._start = start
+        return self._held[: stop - start]
 
 
 class Sound:

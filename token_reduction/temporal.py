@@ -77,6 +77,13 @@ def evs(
 
 
 @torch.no_grad()
+def evs_of_scores(scores: Float[Tensor, "steps places"], rate: float) -> Bool[Tensor, "steps places"]:
+    """`evs` of one clip whose `changes` are at hand: of a long one its features need not be."""
+    steps, places = scores.shape
+    return _best(scores.flatten(), num_kept(steps, places, rate)).view(steps, places)
+
+
+@torch.no_grad()
 def evs_with_floor(
     features: Float[Tensor, "tokens width"],
     clips: Int[Tensor, "clips 3"],
