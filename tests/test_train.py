@@ -1,0 +1,127 @@
+"""Training's laws: a stage resumes exactly, parts learn, and what is trained is what is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omni.train import mixture
+from omni.train.data.sounds import Mute
+from omni.train.drafting import losses_ahead
+from omni.train.exam import edits, exact, near, score, word_edits
+from omni.train.language import Balancer, Knowing, answers, right_answers
+from omni.train.loop import Run, Schedule, freeze
+from omni.train.muon import orthogonal
+from omni.train.packing import Packer
+from omni.train.shape import tiny_config
+
+
+def objective(module: nn.Linear):
+    def losses(step: int) -> dict[str, Tensor]:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        return {"loss": (module(x) - x).square().mean()}
+
+    return losses
+
+
+def test_a_run_that_stops_and_resumes_ends_where_an_uninterrupted_one_ends(tmp_path: Path) -> None:
+    def fresh(name: str) -> Run:
+        torch.manual_seed(0)
+        return Run(nn.Linear(4, 4), Schedule(steps=12, warmup=3), tmp_path / name, "stage")
+
+    whole = fresh("whole")
+    whole.train(objective(whole.module), quiet=True)  # pyright: ignore[reportArgumentType]  (a linear)
+    first = fresh("parts")
+    for _ in range(5):
+        first.advance(objective(first.module))  # pyright: ignore[reportArgumentType]  (a linear)
+    first.save()
+    second = fresh("parts")
+    assert second.resume()
+    assert second.step == 5
+    second.train(objective(second.module), quiet=True)  # pyright: ignore[reportArgumentType]  (a linear)
+    for a, b in zip(whole.module.parameters(), second.module.parameters(), strict=True):
+        assert a.equal(b)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
+    run = Run(nn.Linear(4, 4), Schedule(steps=2), tmp_path, "stage")
+    with pytest.raises(FloatingPointError, match="stage, step 0"):
+        run.advance(lambda _step: {"loss": run.module.weight.sum() * float("nan")})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (5, 9), (9, 5), (3, 4, 6)])
+def test_an_orthogonal_update_has_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    made = orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(1)), steps=8)
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_only_chosen_parts_learn() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    freeze(module, [module[1]])
+    assert [p.requires_grad for p in module.parameters()] == [False, False, True, True]
+
+
+@pytest.fixture(scope="module")
+def knowing() -> Knowing:
+    torch.manual_seed(0)
+    return Knowing(tiny_config())
+
+
+def test_router_biases_move_towards_even_loads(knowing: Knowing) -> None:
+    balancer = Balancer(knowing.model.backbone)
+    packed = Packer(drawn=False)([mixture.makers(Mute(), drawn=False)["line"](Random(1)) for _ in range(4)])
+    knowing.train()
+    logits, targets, _, _ = answers(knowing.model, packed, knowing.stand_in(packed.known))
+    F.cross_entropy(logits, targets).backward()
+    seen = list(balancer.seen)
+    before = [router.e_score_correction_bias.clone() for router, _, _ in seen]
+    assert balancer.loss() > 0.9
+    balancer.step()
+    for (router, chosen, _), old in zip(seen, before, strict=True):
+        load = chosen.flatten().bincount(minlength=router.config.experts).float()
+        assert ((router.e_score_correction_bias - old).sign() == (load.mean() - load).sign()).all()
+
+
+def test_right_answers_are_counted_by_skill() -> None:
+    logits = F.one_hot(torch.tensor([3, 4, 5, 6]), 8).float()
+    found = right_answers(logits, torch.tensor([3, 4, 5, 7]), torch.tensor([2, 3, 7, 8]), ("a", "b"))
+    assert found == {"a": [True], "b": [False]}
+
+
+def test_a_draft_learns_what_stands_further_ahead(knowing: Knowing) -> None:
+    """With a perfect hidden state the targets are those k + 1 tokens on, and none beyond a sequence's end."""
+    model = knowing.model.eval()
+    tokens, lengths = torch.randint(32, 200, (12,)), (7, 5)
+    hidden = torch.randn(12, tiny_config().backbone.width)
+    learnt = torch.ones(12, dtype=torch.bool)
+    with torch.no_grad():
+        whole = losses_ahead(model, tokens, hidden, lengths, learnt)
+        parts = [losses_ahead(model, t, h, (len(t),), torch.ones(len(t), dtype=torch.bool))
+                 for t, h in zip(tokens.split(list(lengths)), hidden.split(list(lengths)), strict=True)]  # fmt: skip
+    for k in range(len(whole)):
+        counts = [max(0, length - k - 2) for length in lengths]
+        mean = sum(float(part[k][0]) * n for part, n in zip(parts, counts, strict=True)) / sum(counts)
+        assert float(whole[k][0]) == pytest.approx(mean, rel=1e-4)
+
+
+def test_marks_are_what_a_person_would_give() -> None:
+    assert exact(" 12.50\n", "12.50") == (1.0, 1.0)
+    assert exact("12.5", "12.50") == (0.0, 1.0)
+    assert edits("abd", "abc") == (1.0, 3.0)
+    assert word_edits("one three", "one two three") == (1.0, 3.0)
+    assert near("3.50 seconds", "3.00 seconds", 0.5) == (1.0, 1.0)
+    assert near("soon", "3.00 seconds") == (0.0, 1.0)
+
+
+def test_an_interval_holds_the_value_and_narrows_with_more_questions() -> None:
+    few, many = (score("x", [(1.0, 1.0), (0.0, 1.0)] * n) for n in (10, 200))
+    assert few.low <= few.value <= few.high
+    assert many.high - many.low < few.high - few.low
+    assert score("all", [(1.0, 1.0)] * 5).low == 1.0
