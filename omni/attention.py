@@ -1,12 +1,13 @@
 """Attention without positions, grouped queries; with rotary positions or a window where a config says so.
 
 Source: Nemotron-H (arXiv 2504.03624, section 2): no positional embedding, since the Mamba layers know the order.
-Llama-Nemotron (arXiv 2505.00949) uses RoPE with Llama 3's scaling; Puzzle children of gpt-oss (arXiv 2602.11937) a
-window in some layers.
+Llama-Nemotron (arXiv 2505.00949) uses RoPE with Llama 3's scaling; gpt-oss (arXiv 2508.10925) and Puzzle's children of
+it (arXiv 2602.11937) RoPE with YaRN's, a window in some layers, and sinks.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,24 +20,31 @@ from omni.state import KVState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions; `original` > 0 turns on Llama 3's scaling beyond that many positions."""
+    """Rotary positions; `original` > 0 turns on scaling beyond that many positions: Llama 3's, or YaRN's."""
 
     theta: float = 10000.0
     factor: float = 1.0
     low: float = 1.0
     high: float = 1.0
     original: int = 0
+    yarn: bool = False
 
     def __post_init__(self) -> None:
-        if self.theta <= 0 or self.factor <= 0 or (self.original and self.high <= self.low):
-            raise ValueError(f"RopeConfig: {self} does not fit; want theta > 0, factor > 0 and low < high")
+        if self.theta <= 0 or self.factor <= 0 or (self.original and not 0 < self.low < self.high):
+            raise ValueError(f"RopeConfig: {self} does not fit; want theta > 0, factor > 0 and 0 < low < high")
+
+    @property
+    def amplitude(self) -> float:
+        """What YaRN scales queries and keys by, so that attention over a longer context stays as sharp."""
+        return 1 + 0.1 * math.log(self.factor) if self.yarn else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionConfig:
     """heads share kv_heads keys and values.
 
-    `window` counts the positions seen, the query's own included (None: all).
+    `window` counts the positions seen, the query's own included (None: all). With `sinks`, each head has a learned
+    score that takes attention away from all keys (gpt-oss).
     """
 
     heads: int
@@ -45,6 +53,7 @@ class AttentionConfig:
     rope: RopeConfig | None = None
     window: int | None = None
     bias: bool = False
+    sinks: bool = False
 
     def __post_init__(self) -> None:
         if min(self.heads, self.kv_heads, self.head_dim) < 1 or self.heads % self.kv_heads:
@@ -74,6 +83,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, kv, bias=config.bias)
         self.v_proj = nn.Linear(width, kv, bias=config.bias)
         self.o_proj = nn.Linear(inner, width, bias=config.bias)
+        self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.sinks else None
 
     def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> KVState:
         """An empty cache for a number of sequences, keys and values in `dtype`."""
@@ -90,18 +100,18 @@ class Attention(nn.Module):
             spans = [torch.arange(s, s + n, device=x.device) for s, n in zip(starts, lengths, strict=True)]
             positions = torch.cat(spans)
             frequencies = self._frequencies(self.config.rope, x.device)
-            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+            amplitude = self.config.rope.amplitude
+            q, k = rotate(q, positions, frequencies, amplitude), rotate(k, positions, frequencies, amplitude)
         mixed: list[Tensor] = []
         sequences = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
         for sequence, (queries, keys, values) in enumerate(sequences):
             keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # (kv_heads, tokens, dim)
             if state is not None:
                 keys, values = state.append(sequence, keys, values)
-            mixed.append(causal_attention(queries, keys, values, self.config.window))
+            mixed.append(causal_attention(queries, keys, values, self.config.window, sinks=self.sinks))
         return self.o_proj(torch.cat(mixed).flatten(-2))
 
     def _frequencies(self, rope: RopeConfig, device: torch.device) -> Tensor:
         """Computed on use, not stored: a buffer would be rounded by a half-precision model."""
-        return rope_frequencies(self.config.head_dim, rope.theta, rope.factor, rope.low, rope.high, rope.original).to(
-            device
-        )
+        scaling = (rope.factor, rope.low, rope.high, rope.original, rope.yarn)
+        return rope_frequencies(self.config.head_dim, rope.theta, *scaling).to(device)

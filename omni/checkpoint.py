@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +20,9 @@ from torch import Tensor, nn
 
 from omni.config import OmniConfig
 from omni.keys import Source, sources
-from omni.quantize import dequantize
+from omni.tensors import Reader, with_scales
 
-WEIGHT_SCALES = ("weight_scale", "weight_scale_2")
-CACHE_SCALES = ("q_scale", "k_scale", "v_scale")
-UNREAD_SCALES = ("input_scale", *CACHE_SCALES)  # of activations and of the cache, which are not quantised here
 TINY = Path(__file__).parent / "tiny"  # the model in the package
-FLOATS = {"F64", "F32", "F16", "BF16"}
 UNUSED = re.compile(
     r"(^|\.)(radio_model\.(input_conditioner\.norm_(mean|std)|summary_idxs)|input_conditioner\.norm_(mean|std)|summary_idxs"
     r"|feature_extractor\.featurizer\.(fb|window)|layer_scale[12]\.lambda1|rotary_emb\.inv_freq)$"
@@ -79,10 +74,10 @@ class Checkpoint:
         if dtype != "auto" and (not dtype.is_floating_point or dtype.itemsize < 2):
             raise ValueError(f"load: dtype {dtype} came; want 'auto', float32, bfloat16 or float16")
         device = torch.device("cpu" if device == "auto" else device)
-        reader = _Reader(self)
+        reader = Reader(self.files, self.headers)
         plan = _plan(model, config, set(self.files))
         targets = _tensors(model)
-        known = _with_scales({key for source in plan.values() for key in source.keys})
+        known = with_scales({key for source in plan.values() for key in source.keys})
         unknown = sorted(key for key in self.files if key not in known and not UNUSED.search(key))
         if unknown:
             raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
@@ -90,7 +85,7 @@ class Checkpoint:
             f"{key} of {self.headers[key][1]}"
             for name, source in plan.items()
             for key in source.keys
-            if targets[name].is_floating_point() != (self.headers[key][1] in FLOATS or reader.quantised(key))
+            if targets[name].is_floating_point() != reader.is_float(key)
         ]
         if odd:
             raise ValueError(
@@ -152,73 +147,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The config.json of a folder, of a hub repository, or given itself; no weights are fetched."""
     file = Path(path).expanduser()
     return _read_json(file if file.is_file() else folder_of(path, ["config.json"]) / "config.json")
-
-
-class _Reader:
-    """Tensors of a checkpoint by key, dequantised and joined, with one file open at a time."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.files, self.headers = checkpoint.files, checkpoint.headers
-        self.path: Path | None = None
-        self.stack = ExitStack()
-        self.file: Any = None
-
-    def shape(self, source: Source) -> tuple[int, ...]:
-        """What `read` will give; empty when the parts do not fit one another."""
-        shapes = [self._shape(key) for key in source.keys]
-        if source.join == "one":
-            return shapes[0]
-        if any(shape[1:] != shapes[0][1:] for shape in shapes) or (source.join == "stack" and len(set(shapes)) > 1):
-            return ()
-        return (len(shapes), *shapes[0]) if source.join == "stack" else (sum(s[0] for s in shapes), *shapes[0][1:])
-
-    def read(self, source: Source, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        """A tensor of its own memory: the file may be closed."""
-        first = self._one(source.keys[0], dtype)
-        joined = torch.empty(self.shape(source), dtype=first.dtype, device=device)
-        if source.join == "one":
-            return joined.copy_(first)
-        parts = joined.unbind(0) if source.join == "stack" else joined.split([self._shape(k)[0] for k in source.keys])
-        parts[0].copy_(first)
-        for part, key in zip(parts[1:], source.keys[1:], strict=True):
-            part.copy_(self._one(key, dtype))
-        return joined
-
-    def close(self) -> None:
-        self.file, self.path = None, None
-        self.stack.close()
-
-    def quantised(self, key: str) -> bool:
-        """Whether the key is a weight in FP8 or NVFP4."""
-        return key.endswith(".weight") and self.headers[key][1] in ("F8_E4M3", "U8")
-
-    def _shape(self, key: str) -> tuple[int, ...]:
-        shape, dtype = self.headers[key]
-        packed = dtype == "U8" and f"{key}_scale" in self.files  # NVFP4: two values a byte
-        return (*shape[:-1], 2 * shape[-1]) if packed else shape
-
-    def _one(self, key: str, dtype: torch.dtype | None) -> Tensor:
-        tensor = self._tensor(key)
-        stem = key.removesuffix("weight")
-        scales = {name: self._tensor(stem + name) for name in WEIGHT_SCALES if stem + name in self.files}
-        if self.quantised(key) or (scales and key.endswith(".weight")):
-            return dequantize(key, {"weight": tensor, **scales}, dtype or torch.bfloat16)
-        return tensor if dtype is None else tensor.to(dtype)
-
-    def _tensor(self, key: str) -> Tensor:
-        if self.path != self.files[key]:
-            self.close()
-            self.path = self.files[key]
-            self.file = self.stack.enter_context(safe_open(self.path, "pt"))
-        return self.file.get_tensor(key)
-
-
-def _with_scales(keys: set[str]) -> set[str]:
-    """Keys of weights, and those of the scales that may stand beside them."""
-    stems = {key.removesuffix("weight") for key in keys if key.endswith(".weight")}
-    attention = {stem.removesuffix("k_proj.") for stem in stems if stem.endswith(".k_proj.")}
-    beside = {stem + scale for stem in stems for scale in (*WEIGHT_SCALES, *UNREAD_SCALES)}
-    return keys | beside | {stem + scale for stem in attention for scale in CACHE_SCALES}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -296,11 +224,19 @@ def save(model: nn.Module, config: OmniConfig, values: Mapping[str, Any], folder
 
 
 def _upstream(model: nn.Module, config: OmniConfig) -> Iterator[tuple[str, Tensor]]:
+    halves: dict[str, dict[int, Tensor]] = {}
     for name, tensor in _tensors(model).items():
         if name == "head.weight" and config.backbone.tied:
             continue
         first = next(sources(name, config))
         tensor = tensor.detach()
+        if first.half is not None:
+            both = halves.setdefault(first.keys[0], {}) | {first.half: tensor}
+            halves[first.keys[0]] = both
+            if len(both) < 2:
+                continue
+            tensor = torch.stack((both[0], both[1]), 2).flatten(1, 2)
+        tensor = tensor.transpose(-1, -2) if first.transposed else tensor
         parts = tensor.unbind(0) if first.join == "stack" else (tensor,)
         for key, part in zip(first.keys, parts, strict=True):
             yield key, part.contiguous()

@@ -14,6 +14,7 @@ from omni.backbone import BackboneConfig
 from omni.mtp import MTPConfig
 from omni.projector import ProjectorConfig
 
+Keys = Literal["nemotron_h", "llama", "gpt_oss"]  # families of checkpoint keys
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -63,7 +64,7 @@ class OmniConfig:
     audio_projector: ProjectorConfig | None = None
     mtp: MTPConfig | None = None
     media: MediaConfig = MediaConfig()
-    keys: Literal["nemotron_h", "llama"] = "nemotron_h"
+    keys: Keys = "nemotron_h"
     bos: int | None = 1
     eos: tuple[int, ...] = (2, 11)
     pad: int | None = 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from omni.attention import AttentionConfig, RopeConfig
+from omni.attention import AttentionConfig
 from omni.backbone import BackboneConfig, BlockConfig
 from omni.fields import TEXT_INERT, Fields
+from omni.hf_rope import read_rope, write_rope
 from omni.moe import LinearConfig, MLPConfig, NoOpConfig
 
 
@@ -23,7 +24,7 @@ def read_llama(f: Fields) -> BackboneConfig:
         heads=heads,
         kv_heads=f.take("num_key_value_heads", default=heads),
         head_dim=f.take("head_dim", default=0) or width // heads,
-        rope=_read_rope(f),
+        rope=read_rope(f),
         window=f.take("sliding_window", default=None),
         bias=f.take("attention_bias", default=False),
     )
@@ -51,29 +52,6 @@ def read_llama(f: Fields) -> BackboneConfig:
         eps=float(f.take("rms_norm_eps", default=1e-6)),
         tied=f.take("tie_word_embeddings", default=False),
     )
-
-
-def _read_rope(f: Fields) -> RopeConfig:
-    scaling = dict(f.take("rope_scaling", default=None) or {})
-    scaling |= dict(f.take("rope_parameters", default=None) or {})
-    theta = f.take("rope_theta", default=None) or scaling.pop("rope_theta", 10000.0)
-    scaling.pop("rope_theta", None)
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    scaling.pop("type", None)
-    if kind == "default":
-        return RopeConfig(theta=float(theta))
-    if kind != "llama3":
-        raise ValueError(f"{f.where}: rope type {kind!r}; known are 'default' and 'llama3'")
-    rope = Fields(scaling, f"{f.where}: rope_scaling")
-    made = RopeConfig(
-        theta=float(theta),
-        factor=float(rope.take("factor")),
-        low=float(rope.take("low_freq_factor")),
-        high=float(rope.take("high_freq_factor")),
-        original=int(rope.take("original_max_position_embeddings")),
-    )
-    rope.done()
-    return made
 
 
 def _read_child_attention(f: Fields, parent: AttentionConfig) -> BlockConfig:
@@ -109,11 +87,6 @@ def write_llama(b: BackboneConfig) -> dict[str, Any]:
     attention = next((x for x in b.blocks if isinstance(x, AttentionConfig)), None)
     if attention is None or attention.rope is None:
         raise ValueError("to_hf: a Llama config needs at least one attention layer with rotary positions")
-    rope = attention.rope
-    parameters: dict[str, Any] = {"rope_type": "default"}
-    if rope.original:
-        parameters = {"rope_type": "llama3", "factor": rope.factor, "low_freq_factor": rope.low}
-        parameters |= {"high_freq_factor": rope.high, "original_max_position_embeddings": rope.original}
     values: dict[str, Any] = {
         "num_hidden_layers": len(pairs),
         "rms_norm_eps": b.eps,
@@ -121,8 +94,7 @@ def write_llama(b: BackboneConfig) -> dict[str, Any]:
         "num_attention_heads": attention.heads,
         "head_dim": attention.head_dim,
         "attention_bias": attention.bias,
-        "rope_theta": rope.theta,
-        "rope_scaling": parameters if rope.original else None,
+        **write_rope(attention.rope),
     }
     mlps = [x for x in b.blocks if isinstance(x, MLPConfig)]
     values["mlp_bias"] = bool(mlps and mlps[0].bias)

@@ -234,8 +234,9 @@ def _is_ours_alone(block: BlockConfig) -> bool:
     """Whether upstream has no words for a layer of a hybrid."""
     return (
         type(block) not in LETTERS
-        or (isinstance(block, AttentionConfig) and block.rope is not None)
+        or (isinstance(block, AttentionConfig) and (block.rope is not None or block.sinks))
         or (isinstance(block, MLPConfig | MoEConfig) and block.gated)
+        or (isinstance(block, MoEConfig) and (block.router_bias or block.expert_bias or not block.selection_bias))
     )
 
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from omni.backbone import BackboneConfig
-from omni.config import OmniConfig
+from omni.config import Keys, OmniConfig
 from omni.fields import Fields
+from omni.hf_gpt_oss import read_gpt_oss, write_gpt_oss
 from omni.hf_llama import read_llama, write_llama
 from omni.hf_nemotron import read_nemotron_h, write_nemotron_h
 from omni.mtp import MTPConfig
 
 NEMOTRON_H = ("nemotron_h", "nemotron_h_puzzle")
+GPT_OSS = ("gpt_oss", "gpt_oss_puzzle")
 LLAMA = ("llama", "nemotron-nas", "deci", "deci_lm", "decilm")
 
 
-def read_text(fields: Fields) -> tuple[BackboneConfig, MTPConfig | None, Literal["nemotron_h", "llama"]]:
+def read_text(fields: Fields) -> tuple[BackboneConfig, MTPConfig | None, Keys]:
     """The language part of a config.json, and the family of its keys.
 
     Without a model_type, the name of the norm's epsilon tells Llama from Nemotron-H. Raises ValueError for a family
     that is unknown.
     """
     kind = fields.values.get("model_type")
-    if kind not in (None, "", *NEMOTRON_H, *LLAMA):
-        raise ValueError(f"{fields.where}: model_type {kind!r}; known are {', '.join((*NEMOTRON_H, *LLAMA))}")
+    known = (*NEMOTRON_H, *LLAMA, *GPT_OSS)
+    if kind and kind not in known:
+        raise ValueError(f"{fields.where}: model_type {kind!r}; known are {', '.join(known)}")
+    if kind in GPT_OSS:
+        return read_gpt_oss(fields), None, "gpt_oss"
     guess = not kind and fields.has("rms_norm_eps") and not fields.has("layer_norm_epsilon")
     if kind in LLAMA or guess:
         return read_llama(fields), None, "llama"
@@ -51,4 +56,10 @@ def write_text(c: OmniConfig) -> dict[str, Any]:
         "eos_token_id": list(c.eos),
         "pad_token_id": c.pad,
     }
-    return head | (write_llama(b) if c.keys == "llama" else write_nemotron_h(b, c.mtp))
+    match c.keys:
+        case "llama":
+            return head | write_llama(b)
+        case "gpt_oss":
+            return head | write_gpt_oss(b)
+        case "nemotron_h":
+            return head | write_nemotron_h(b, c.mtp)

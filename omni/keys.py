@@ -2,7 +2,7 @@
 
 Dialect A: every public checkpoint. Dialect B: later exports (`vision_projector.…`, the vision tower in Hugging Face's
 ViT naming with split query, key and value). Dialect C: transformers' names in memory. Llama's keys for Llama and
-Llama-Nemotron.
+Llama-Nemotron, gpt-oss's for gpt-oss and its Puzzle children.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from omni.moe import MoEConfig
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Upstream keys of one of our tensors, put together along dim 0 by `join`."""
+    """Upstream keys of one of our tensors, put together along dim 0 by `join`.
+
+    transposed: upstream has the last two axes the other way round. half: ours is every second row (of axis 1, after
+    that) of a tensor shared with another of ours, from row 0 or row 1 on.
+    """
 
     keys: tuple[str, ...]
     join: Literal["one", "stack", "cat"] = "one"
+    transposed: bool = False
+    half: Literal[0, 1] | None = None
 
 
 def sources(name: str, config: OmniConfig) -> Iterator[Source]:
@@ -32,6 +38,8 @@ def sources(name: str, config: OmniConfig) -> Iterator[Source]:
         case "embeddings" | "head" | "backbone" if config.keys == "llama":
             for prefix in dict.fromkeys((language, "")):
                 yield Source((prefix + _llama(name),))
+        case "embeddings" | "head" | "backbone" if config.keys == "gpt_oss":
+            yield from _gpt_oss(name)
         case "embeddings":
             for base in ("backbone", "model"):
                 yield Source((f"{language}{base}.embeddings.{rest}",))
@@ -95,14 +103,17 @@ def _mtp(rest: str, config: OmniConfig) -> str:
     return f"mtp.layers.{len(config.mtp.blocks) - 1 if part == 'final_layernorm' else 0}.{rest}"
 
 
+_LLAMA = {
+    "embeddings.weight": "model.embed_tokens.weight",
+    "head.weight": "lm_head.weight",
+    "backbone.norm_f.weight": "model.norm.weight",
+}
+
+
 def _llama(name: str) -> str:
-    fixed = {
-        "embeddings.weight": "model.embed_tokens.weight",
-        "head.weight": "lm_head.weight",
-        "backbone.norm_f.weight": "model.norm.weight",
-    }
-    if name in fixed:
-        return fixed[name]
+    """Two of our blocks, attention and MLP, are one layer upstream."""
+    if name in _LLAMA:
+        return _LLAMA[name]
     found = re.fullmatch(r"backbone\.layers\.(\d+)\.(norm|mixer)\.(.*)", name)
     assert found, name
     layer, second = divmod(int(found[1]), 2)
@@ -113,6 +124,22 @@ def _llama(name: str) -> str:
         ("mlp.linear_mlp." if second else "self_attn.linear_attn.") if linear else ("mlp." if second else "self_attn.")
     )
     return f"model.layers.{layer}.{part}{found[3]}"
+
+
+def _gpt_oss(name: str) -> Iterator[Source]:
+    """Experts are stacked, input first; gate and up alternate in one tensor. Released in MXFP4, or plain."""
+    key = _llama(name).replace(".mlp.gate.", ".mlp.router.")
+    stem, _, leaf = key.rpartition(".")
+    if not stem.endswith(".mlp.experts"):
+        yield Source((key,))
+        return
+    half: Literal[0, 1] | None = {"gate": 0, "up": 1}.get(leaf.split("_")[0])  # pyright: ignore[reportAssignmentType]  (0 or 1)
+    shared = f"{stem}.{'down_proj' if half is None else 'gate_up_proj'}"
+    if leaf.endswith("_bias"):
+        yield Source((f"{shared}_bias",), half=half)
+        return
+    yield Source((shared,), transposed=True, half=half)
+    yield Source((f"{shared}_blocks",), half=half)
 
 
 def _vit(rest: str) -> Iterator[Source]:

@@ -2,7 +2,7 @@
 
 Sources: Nemotron 3 Nano (arXiv 2512.20848: sigmoid router with a bias that only selects, shared expert, scale),
 DeepSeek-V3's auxiliary-loss-free balancing behind it; LatentMoE (arXiv 2601.18089: routed experts in a latent of the
-width, router and shared expert on the full width).
+width, router and shared expert on the full width), gpt-oss (arXiv 2508.10925: softmax router, biases, clamped gate).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni.ops import choose_experts, mix_experts, relu2
+from omni.ops import choose_experts, clamped_swiglu, mix_experts, relu2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,8 @@ class MoEConfig:
     `scale`.
 
     shared: neurons of the expert that every token passes (0: none). latent: width of the routed experts' input and
-    output (None: the model's). groups, top_groups: experts are taken from the best groups only.
+    output (None: the model's). groups, top_groups: experts are taken from the best groups only. selection_bias: a
+    bias that takes part in the choice alone; router_bias: one in the scores themselves. clamp: gpt-oss's gate.
     """
 
     experts: int
@@ -69,8 +70,16 @@ class MoEConfig:
     top_groups: int = 1
     gated: bool = False
     bias: bool = False
+    selection_bias: bool = True
+    router_bias: bool = False
+    expert_bias: bool = False
+    clamp: float | None = None
 
     def __post_init__(self) -> None:
+        if self.clamp is not None and (not self.gated or self.clamp <= 0):
+            raise ValueError(
+                f"MoEConfig: clamp {self.clamp} on gated={self.gated}; want a positive one on gated experts"
+            )
         if not 1 <= self.top_k <= self.experts or self.hidden < 1 or self.shared < 0:
             raise ValueError(
                 f"MoEConfig: top {self.top_k} of {self.experts} experts of {self.hidden} neurons, shared "
@@ -92,7 +101,7 @@ class MoEConfig:
 class Router(nn.Module):
     """Scores of the experts, in float32.
 
-    The bias takes part in the choice only; training moves it to balance the loads.
+    The selection bias takes part in the choice only; training moves it to balance the loads.
     """
 
     e_score_correction_bias: Tensor
@@ -101,16 +110,19 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.experts, width).normal_(std=width**-0.5))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.experts))
+        self.bias = nn.Parameter(torch.zeros(config.experts)) if config.router_bias else None
+        if config.selection_bias:
+            self.register_buffer("e_score_correction_bias", torch.zeros(config.experts))
 
     def forward(
         self, x: Float[Tensor, "tokens width"]
     ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"], Float[Tensor, "tokens experts"]]:
         """Weights and indices of the chosen experts, and all scores (for balancing)."""
         c = self.config
-        logits = F.linear(x.float(), self.weight.float())
+        logits = F.linear(x.float(), self.weight.float(), self.bias.float() if self.bias is not None else None)
         scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
-        chosen = choose_experts(scores + self.e_score_correction_bias.float(), c.top_k, c.groups, c.top_groups)
+        ranks = scores + self.e_score_correction_bias.float() if c.selection_bias else scores
+        chosen = choose_experts(ranks, c.top_k, c.groups, c.top_groups)
         weights = scores.gather(-1, chosen)
         if c.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -122,12 +134,31 @@ class Experts(nn.Module):
 
     def __init__(self, config: MoEConfig, width: int) -> None:
         super().__init__()
+        self.clamp = config.clamp
         shape = (config.experts, config.hidden, width)
         self.up_proj = nn.Parameter(torch.empty(shape).normal_(std=width**-0.5))
         self.gate_proj = nn.Parameter(torch.empty(shape).normal_(std=width**-0.5)) if config.gated else None
         self.down_proj = nn.Parameter(
             torch.empty(config.experts, width, config.hidden).normal_(std=config.hidden**-0.5)
         )
+        bias = config.expert_bias
+        self.up_bias = nn.Parameter(torch.zeros(config.experts, config.hidden)) if bias else None
+        self.gate_bias = nn.Parameter(torch.zeros(config.experts, config.hidden)) if bias and config.gated else None
+        self.down_bias = nn.Parameter(torch.zeros(config.experts, width)) if bias else None
+
+    def forward(self, expert: int, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """One expert on the rows that chose it: down(act(up x)), ReLU², or SiLU(gate x) * up x when gated."""
+        hidden = F.linear(x, self.up_proj[expert], _row(self.up_bias, expert))
+        if self.gate_proj is None:
+            hidden = relu2(hidden)
+        else:
+            gate = F.linear(x, self.gate_proj[expert], _row(self.gate_bias, expert))
+            hidden = F.silu(gate) * hidden if self.clamp is None else clamped_swiglu(gate, hidden, self.clamp)
+        return F.linear(hidden, self.down_proj[expert], _row(self.down_bias, expert))
+
+
+def _row(bias: Tensor | None, expert: int) -> Tensor | None:
+    return None if bias is None else bias[expert]
 
 
 class MoE(nn.Module):
@@ -150,8 +181,7 @@ class MoE(nn.Module):
         """
         weights, chosen, _ = self.gate(x)
         latent = self.fc1_latent_proj(x) if self.fc1_latent_proj else x
-        experts = self.experts
-        out = mix_experts(latent, chosen, weights, experts.up_proj, experts.down_proj, experts.gate_proj)
+        out = mix_experts(latent, chosen, weights, self.experts)
         out = self.fc2_latent_proj(out) if self.fc2_latent_proj else out
         return out + self.shared_experts(x) if self.shared_experts else out
 

@@ -10,6 +10,7 @@ Sources: Mamba-2 (arXiv 2405.21060, sections 6 and 7), Nemotron-H / Nemotron Nan
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -231,12 +232,16 @@ def causal_attention(
     v: Float[Tensor, "kv_heads keys dim"],
     window: int | None = None,
     block: int = 512,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "queries heads dim"]:
     """Grouped-query attention of the last `queries` positions of a sequence over all its keys so far.
 
     Query i stands at position keys - queries + i and sees the keys up to its own position, at most `window` of them
-    (its own included). Long calls run in blocks of queries, so memory stays linear in the number of keys.
+    (its own included). sinks: a score of each head that takes part in every softmax and stands for no key (gpt-oss).
+    Long calls run in blocks of queries, so memory stays linear in the number of keys.
     """
+    if sinks is not None:
+        return _attention_with_sinks(q, k, v, window, block, sinks)
     queries, keys = q.shape[0], k.shape[1]
     q = q.transpose(0, 1)  # (heads, queries, dim)
     if window is None and queries in (1, keys):
@@ -245,11 +250,7 @@ def causal_attention(
     parts: list[Tensor] = []
     for start in range(0, queries, block):
         stop = min(start + block, queries)
-        last = keys - queries + stop
-        first = 0 if window is None else max(0, last - (stop - start) - window + 1)
-        at = torch.arange(last - (stop - start), last, device=q.device)[:, None]
-        key_at = torch.arange(first, last, device=q.device)
-        seen = key_at <= at if window is None else (key_at <= at) & (key_at > at - window)
+        first, last, seen = _seen(keys - queries + start, keys - queries + stop, window, q.device)
         part = F.scaled_dot_product_attention(
             q[None, :, start:stop],
             k[None, :, first:last],
@@ -261,6 +262,37 @@ def causal_attention(
     return torch.cat(parts, 1).transpose(0, 1)
 
 
+def _seen(start: int, stop: int, window: int | None, device: torch.device) -> tuple[int, int, Tensor]:
+    """The keys that queries at positions start to stop see: from, to, and which of them, (queries, keys)."""
+    first = 0 if window is None else max(0, start - window + 1)
+    at = torch.arange(start, stop, device=device)[:, None]
+    key_at = torch.arange(first, stop, device=device)
+    return first, stop, key_at <= at if window is None else (key_at <= at) & (key_at > at - window)
+
+
+def _attention_with_sinks(q: Tensor, k: Tensor, v: Tensor, window: int | None, block: int, sinks: Tensor) -> Tensor:
+    """One more channel and one more key: that key scores each head's sink for every query, and its value is zero."""
+    queries, keys, size = q.shape[0], k.shape[1], q.shape[2]
+    q = torch.cat((q, (sinks * size**0.5).to(q.dtype).expand(queries, -1)[..., None]), -1).transpose(0, 1)
+    k, v = F.pad(k, (0, 1)), F.pad(v, (0, 1))
+    sink = torch.zeros_like(k[:, :1])
+    sink[..., -1] = 1
+    parts: list[Tensor] = []
+    for start in range(0, queries, block):
+        stop = min(start + block, queries)
+        first, last, seen = _seen(keys - queries + start, keys - queries + stop, window, q.device)
+        part = F.scaled_dot_product_attention(
+            q[None, :, start:stop],
+            torch.cat((sink, k[:, first:last]), 1)[None],
+            F.pad(v[:, first:last], (0, 0, 1, 0))[None],
+            attn_mask=F.pad(seen, (1, 0), value=True),
+            enable_gqa=True,
+            scale=size**-0.5,
+        )
+        parts.append(part[0])
+    return torch.cat(parts, 1).transpose(0, 1)[..., :size]
+
+
 def rope_frequencies(
     dim: int,
     theta: float,
@@ -268,16 +300,20 @@ def rope_frequencies(
     low: float = 1.0,
     high: float = 1.0,
     original: int = 0,
+    yarn: bool = False,
 ) -> Float[Tensor, " half"]:
-    """Radians a position for each pair of channels; with `original` > 0, Llama 3's scaling for longer contexts.
+    """Radians a position for each pair of channels; with `original` > 0, scaled for contexts longer than that.
 
     Waves longer than original/low are slowed by `factor`, those shorter than original/high are kept, and those
-    between are blended. Source: Llama 3, section 3.2 and its released configs.
+    between are blended: by their turns within the original context (Llama 3), or by the logarithm of these (YaRN).
+    Sources: Llama 3, section 3.2 and its released configs; YaRN (arXiv 2309.00071, section 3.2).
     """
     frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     if original:
-        waves = original * frequencies / (2 * math.pi)  # turns within the original context
-        blend = ((waves - low) / (high - low)).clamp(0, 1)
+        turns = original * frequencies / (2 * math.pi)
+        if yarn:
+            turns, low, high = turns.log(), math.log(low), math.log(high)
+        blend = ((turns - low) / (high - low)).clamp(0, 1)
         frequencies = frequencies * (blend + (1 - blend) / factor)
     return frequencies.float()
 
@@ -286,13 +322,14 @@ def rotate(
     x: Float[Tensor, "tokens heads dim"],
     positions: Int[Tensor, " tokens"],
     frequencies: Float[Tensor, " half"],
+    amplitude: float = 1.0,
 ) -> Float[Tensor, "tokens heads dim"]:
-    """Rotary positions: turn the channel pairs (i, i + dim/2) by position * frequency.
+    """Rotary positions: turn the channel pairs (i, i + dim/2) by position * frequency, and scale them by `amplitude`.
 
     In float32, back in x's dtype.
     """
     angles = (positions[:, None].float() * frequencies)[:, None]  # (tokens, 1, half)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = amplitude * angles.cos(), amplitude * angles.sin()
     a, b = x.float().chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
@@ -318,28 +355,23 @@ def mix_experts(
     x: Float[Tensor, "tokens width"],
     chosen: Int[Tensor, "tokens top_k"],
     weights: Float[Tensor, "tokens top_k"],
-    up: Float[Tensor, "experts hidden width"],
-    down: Float[Tensor, "experts width hidden"],
-    gate: Float[Tensor, "experts hidden width"] | None = None,
+    expert: Callable[[int, Tensor], Tensor],
 ) -> Float[Tensor, "tokens width"]:
-    """Sum over the chosen experts of weight * down(act(up x)): ReLU², or SiLU(gate x) * up x when `gate` is given.
+    """Sum over each token's chosen experts of weight * expert(its number, the token).
 
     Tokens are sorted by expert once and each expert that was chosen runs on its own contiguous rows.
     """
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
     rows = order // chosen.shape[1]
-    loads = flat.bincount(minlength=up.shape[0]).tolist()
+    loads = flat.bincount().tolist()
     out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
-    inputs, scales = x[rows], weights.flatten()[order, None]
-    results: list[Tensor] = []
-    start = 0
-    for expert, load in enumerate(loads):
-        if not load:
-            continue
-        part = inputs[start : start + load]
-        hidden = F.linear(part, up[expert])
-        hidden = relu2(hidden) if gate is None else F.silu(F.linear(part, gate[expert])) * hidden
-        results.append(F.linear(hidden, down[expert]))
-        start += load
-    return out.index_add(0, rows, torch.cat(results) * scales).to(x.dtype)
+    parts = x[rows].split(loads)
+    results = [expert(number, part) for number, part in enumerate(parts) if len(part)]
+    return out.index_add(0, rows, torch.cat(results) * weights.flatten()[order, None]).to(x.dtype)
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """gpt-oss's gate: SiLU of slope 1.702 times (up + 1), both clamped first."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid(1.702 * gate) * (up + 1)

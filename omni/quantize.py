@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 E4M3_MAX, E2M1_MAX, BLOCK = 448.0, 6.0, 16
+MX_BLOCK = 32
 E4M3_MIN = 2.0**-9  # the smallest block scale, so that small blocks keep their largest values
 SCALE_MIN = 2.0**-117  # times E4M3_MIN this is the smallest normal float32, so no product of scales is lost
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -109,14 +110,33 @@ def dequantize_nvfp4(q: NVFP4, dtype: torch.dtype = torch.float32) -> Float[Tens
     half = q.packed.shape[-1]
     rows = q.packed.reshape(q.packed.shape[:-1].numel(), half)
     scale = (q.block_scale.float() * _over(q.tensor_scale.float(), q.packed)).reshape(len(rows), 2 * half // BLOCK)
-    values = torch.tensor([*E2M1, *(-value for value in E2M1)], device=rows.device)
-    byte = torch.arange(256, device=rows.device)
-    pairs = torch.stack((values[byte & 15], values[byte >> 4]), -1).view(torch.int64)[:, 0]  # two float32 as one word
+    pairs = _pairs(rows.device)
     out = torch.empty(len(rows), 2 * half, dtype=dtype, device=rows.device)
     for part in _parts(rows):
         blocks = pairs.index_select(0, rows[part].flatten().int()).view(torch.float32).view(*scale[part].shape, BLOCK)
         out[part] = (blocks * scale[part][..., None]).flatten(-2)
     return out.view(*q.packed.shape[:-1], 2 * half)
+
+
+def dequantize_mxfp4(
+    blocks: UInt8[Tensor, "*rows groups half"], scales: UInt8[Tensor, "*rows groups"], dtype: torch.dtype
+) -> Float[Tensor, "*rows width"]:
+    """gpt-oss's experts: E2M1 codes in blocks of 32, each times a power of two (E8M0), exactly.
+
+    Raises ValueError when codes and scales do not fit. Source: OCP Microscaling Formats 1.0.
+    """
+    if blocks.dtype != torch.uint8 or scales.dtype != torch.uint8 or blocks.shape != (*scales.shape, MX_BLOCK // 2):
+        raise ValueError(
+            f"dequantize_mxfp4: codes {tuple(blocks.shape)} of {blocks.dtype} came with scales {tuple(scales.shape)} "
+            f"of {scales.dtype}; want uint8, and {MX_BLOCK // 2} codes a scale"
+        )
+    rows, powers = blocks.reshape(-1, MX_BLOCK // 2), scales.reshape(-1, 1).int() - 127
+    pairs = _pairs(rows.device)
+    out = torch.empty(len(rows), MX_BLOCK, dtype=dtype, device=rows.device)
+    for part in _parts(out):
+        values = pairs.index_select(0, rows[part].flatten().int()).view(torch.float32).view(-1, MX_BLOCK)
+        out[part] = torch.ldexp(values, powers[part])
+    return out.view(*scales.shape[:-1], scales.shape[-1] * MX_BLOCK)
 
 
 def dequantize(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -147,6 +167,13 @@ def dequantize(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
         f"dequantize: {name} is {shapes}; want FP8 (float8_e4m3fn with one scale, or one a row) "
         "or NVFP4 (uint8 with a float8_e4m3fn scale for each 16 values and weight_scale_2)"
     )
+
+
+def _pairs(device: torch.device) -> Tensor:
+    """The two values of each byte, the low nibble's first: two float32 as one word."""
+    values = torch.tensor([*E2M1, *(-value for value in E2M1)], device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack((values[byte & 15], values[byte >> 4]), -1).view(torch.int64)[:, 0]
 
 
 def _e2m1(x: Tensor) -> Tensor:

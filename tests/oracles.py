@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     NemotronHConfig,
@@ -82,6 +84,8 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
                 value.copy_(draw.square() + 0.5)
             elif name.endswith("A_log"):
                 value.copy_(draw.abs())
+            elif name.endswith("_bias"):
+                value.copy_(draw)
             elif value.ndim < 2 and name.endswith("weight"):
                 value.copy_(1 + 0.2 * draw)
             elif value.ndim < 2:
@@ -117,6 +121,33 @@ def llama_model(**changes: Any) -> LlamaForCausalLM:
         },
     }
     model = LlamaForCausalLM(LlamaConfig(**{**values, **changes}))
+    randomize(model)
+    return model.eval()
+
+
+def gpt_oss_model(**changes: Any) -> GptOssForCausalLM:
+    values = {
+        "vocab_size": 96,
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "sliding_window": 9,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "beta_fast": 4.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 128,
+        },
+    }
+    model = GptOssForCausalLM(GptOssConfig(**{**values, **changes}))
     randomize(model)
     return model.eval()
 

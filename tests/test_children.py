@@ -1,4 +1,7 @@
-"""Searched and pruned children = transformers' layers put together alike: no-op, linear, narrower, other experts."""
+"""Searched and pruned children = transformers' layers put together alike: no-op, linear, narrower, other experts.
+
+gpt-oss, plain and in MXFP4, is here for the sake of its Puzzle children.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from oracles import relative_error
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHMoE
 
@@ -132,3 +137,82 @@ def test_a_puzzle_hybrids_logits_equal_transformers(tmp_path: Path, latent: int 
     again = OmniModel.from_pretrained(tmp_path / "again")
     assert again.config == model.config
     assert torch.equal(again(batch()).logits, model(batch()).logits)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@torch.no_grad()
+def test_gpt_oss_logits_equal_transformers_there_and_back(tmp_path: Path, scaled: bool) -> None:
+    plain = {} if scaled else {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    reference = oracles.gpt_oss_model(**plain)
+    model = OmniModel.from_pretrained(oracles.saved(reference, tmp_path / "theirs"))
+    want = reference(input_ids=IDS).logits[0]
+    assert relative_error(model(batch()).logits, want) <= 1e-5
+    state = model.new_state()
+    first, rest = (Batch(tokens=part, lengths=torch.tensor([len(part)])) for part in IDS[0].split([20, 25]))
+    steps = torch.cat([model(first, state).logits, model(rest, state).logits])
+    assert relative_error(steps, want) <= 1e-5
+    model.save_pretrained(tmp_path / "ours")
+    again, info = type(reference).from_pretrained(tmp_path / "ours", output_loading_info=True, dtype=torch.float32)  # pyright: ignore[reportGeneralTypeIssues]  (untyped there)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert relative_error(again.eval()(input_ids=IDS).logits[0], want) <= 1e-5
+
+
+@torch.no_grad()
+def test_a_gpt_oss_childs_logits_equal_transformers(tmp_path: Path) -> None:
+    reference = oracles.gpt_oss_model(layer_types=["sliding_attention", "full_attention", *["sliding_attention"] * 2])
+    few = copy.deepcopy(reference.config)
+    few.num_local_experts = 3
+    reference.model.layers[1].mlp, reference.model.layers[2].mlp = GptOssMLP(few), GptOssMLP(few)
+    oracles.randomize(reference)
+    child = [{"num_local_experts": n, "sliding_window": w} for n, w in ((6, 9), (3, None), (3, 9), (6, 9))]
+    changes = {"model_type": "gpt_oss_puzzle", "block_configs": child, "num_local_experts": None}
+    model = OmniModel.from_pretrained(saved(reference, tmp_path, changes))
+    assert relative_error(model(batch()).logits, reference(input_ids=IDS).logits[0]) <= 1e-5
+    model.save_pretrained(tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (written["model_type"], written["block_configs"]) == ("gpt_oss_puzzle", child)
+    again = OmniModel.from_pretrained(tmp_path / "again")
+    assert again.config == model.config
+    assert torch.equal(again(batch()).logits, model(batch()).logits)
+
+
+@torch.no_grad()
+def test_experts_in_mxfp4_are_what_transformers_unpacks(tmp_path: Path) -> None:
+    reference = oracles.gpt_oss_model(num_hidden_layers=1)
+    folder = oracles.saved(reference, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(4)
+    stem = "model.layers.0.mlp.experts"
+    for name, rows, width in (("gate_up_proj", 64, 64), ("down_proj", 64, 32)):
+        blocks = torch.randint(0, 256, (6, rows, width // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(120, 126, (6, rows, width // 32), generator=generator, dtype=torch.uint8)
+        tensors.pop(f"{stem}.{name}")
+        tensors |= {f"{stem}.{name}_blocks": blocks, f"{stem}.{name}_scales": scales}
+        weight = convert_moe_packed_tensors(blocks.clone(), scales.clone(), dtype=torch.float32)
+        reference.get_parameter(f"{stem}.{name}").copy_(weight)
+    save_file(tensors, folder / "model.safetensors")
+    model = OmniModel.from_pretrained(folder, dtype=torch.float32)
+    assert relative_error(model(batch()).logits, reference(input_ids=IDS).logits[0]) <= 1e-5
+    tensors.pop(f"{stem}.down_proj_scales")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"down_proj_blocks came without .*down_proj_scales"):
+        OmniModel.from_pretrained(folder)
+
+
+@torch.no_grad()
+def test_a_sink_takes_its_share_of_every_softmax() -> None:
+    from omni.ops import causal_attention
+
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(7, 4, 8, generator=generator)
+    k, v = (torch.randn(2, 12, 8, generator=generator) for _ in range(2))
+    sinks = torch.tensor([0.0, 3.0, -2.0, 30.0])
+    for window, block in ((None, 512), (3, 2)):
+        got = causal_attention(q, k, v, window, block, sinks)
+        for i in range(7):
+            first = 0 if window is None else max(0, 5 + i - window + 1)
+            for head in range(4):
+                scores = (q[i, head] * k[head // 2, first : 6 + i]).sum(-1) / 8**0.5
+                shares = torch.cat((scores, sinks[head : head + 1])).softmax(-1)[:-1]
+                torch.testing.assert_close(got[i, head], shares @ v[head // 2, first : 6 + i], rtol=1e-4, atol=1e-6)

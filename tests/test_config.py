@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -232,6 +233,84 @@ def llama(**changes: Any) -> dict[str, Any]:
     }
 
 
+def gpt_oss(**changes: Any) -> dict[str, Any]:
+    """gpt-oss-120b's published fields."""
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": 200002,
+        "experts_per_token": 4,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2880,
+        "initial_context_length": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 2880,
+        "layer_types": ["sliding_attention", "full_attention"] * 18,
+        "max_position_embeddings": 131072,
+        "model_type": "gpt_oss",
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "num_local_experts": 128,
+        "output_router_logits": False,
+        "pad_token_id": 199999,
+        "quantization_config": {"quant_method": "mxfp4"},
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "transformers_version": "4.55.0.dev0",
+        "use_cache": True,
+        "vocab_size": 201088,
+        **changes,
+    }
+
+
+def gpt_oss_child(**changes: Any) -> dict[str, Any]:
+    windows = [128, 8192, None, 128] * 9
+    return (
+        gpt_oss(
+            model_type="gpt_oss_puzzle",
+            num_local_experts=None,
+            layer_types=["full_attention" if window is None else "sliding_attention" for window in windows],
+            block_configs=[
+                {"num_local_experts": 128 if layer < 15 else 64, "sliding_window": window}
+                for layer, window in enumerate(windows)
+            ],
+        )
+        | changes
+    )
+
+
+def test_gpt_oss_comes_out_as_published_and_its_children_layer_by_layer() -> None:
+    found = anatomy(from_hf(gpt_oss()))
+    assert round(found.total / 1e9, 1) == 116.8
+    assert round((found.active + found.embedding) / 1e9, 1) == 5.7  # 5.1 without the input embedding
+    assert round(found.active / 1e9, 1) == 5.1
+    small = anatomy(from_hf(gpt_oss(num_hidden_layers=24, num_local_experts=32, layer_types=None)))
+    assert (round(small.total / 1e9, 1), round(small.active / 1e9, 1)) == (20.9, 3.6)
+    for values in (gpt_oss(), gpt_oss_child(), gpt_oss(rope_scaling={"rope_type": "default"})):
+        config = from_hf(values)
+        assert config.keys == "gpt_oss"
+        assert from_hf(to_hf(config)) == config
+    blocks = from_hf(gpt_oss_child()).backbone.blocks
+    assert [x.window for x in blocks if isinstance(x, AttentionConfig)] == [128, 8192, None, 128] * 9
+    assert [x.experts for x in blocks if isinstance(x, MoEConfig)] == [128] * 15 + [64] * 21
+
+
 def test_a_llama_nemotron_child_has_a_block_of_its_own_in_each_layer() -> None:
     config = from_hf(llama())
     rope = RopeConfig(theta=500000.0, factor=8.0, low=1.0, high=4.0, original=8192)
@@ -304,7 +383,19 @@ def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
         (released.omni(video_temporal_patch_size=4), "video_temporal_patch_size is 4"),
         (released.omni(vision_config={"args": {"model": "resnet50"}}), "resnet50"),
         (llama(num_hidden_layers=4), "block_configs has 3"),
-        (llama(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope type 'yarn'"),
+        (llama(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope type 'dynamic'"),
+        (llama(rope_scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 9}), "truncate"),
+        (gpt_oss(rope_scaling=None), "rope_scaling is missing"),
+        (gpt_oss(rope_scaling=gpt_oss()["rope_scaling"] | {"attention_factor": 2.0}), "attention_factor"),
+        (gpt_oss(rope_scaling=gpt_oss()["rope_scaling"] | {"mscale": 2.0}), "unknown mscale"),
+        (gpt_oss(attention_bias=False), "attention_bias is False"),
+        (gpt_oss(num_local_experts=None), "num_local_experts is missing"),
+        (gpt_oss(num_hidden_layers=35), "make them agree"),
+        (gpt_oss_child(layer_types=["full_attention"] * 36), "make them agree"),
+        (
+            gpt_oss_child(block_configs=[{"num_local_experts": 1, "surprise": 1}]),
+            r"block_configs\[0\]: unknown surprise",
+        ),
         (llama(block_configs=None), "intermediate_size is missing"),
         (llama(block_configs=[{"attention": {}, "ffn": {"no_op": True}}] * 3), "n_heads_in_group is missing"),
         (llama(block_configs=[{"attention": {"no_op": True}, "ffn": {}}] * 3), "ffn_mult is missing"),
@@ -336,5 +427,12 @@ def test_configs_that_do_not_fit_together_are_refused() -> None:
         MTPConfig(blocks=())
     with pytest.raises(ValueError, match="no released layout"):
         to_hf(OmniConfig(backbone=config.backbone, audio=config.audio, audio_projector=config.audio_projector))
+    plain = BackboneConfig(width=8, vocabulary=8, blocks=(NoOpConfig(),) * 2)
+    with pytest.raises(ValueError, match="clamped experts"):
+        to_hf(OmniConfig(backbone=plain, keys="gpt_oss"))
+    parent = from_hf(gpt_oss()).backbone
+    other = replace(parent, blocks=(*parent.blocks[:-1], replace(parent.blocks[-1], top_k=2)))  # pyright: ignore[reportCallIssue]  (an expert layer)
+    with pytest.raises(ValueError, match="no words for that"):
+        to_hf(OmniConfig(backbone=other, keys="gpt_oss"))
     with pytest.raises(ValueError, match="rotary"):
         to_hf(OmniConfig(backbone=BackboneConfig(width=8, vocabulary=8, blocks=(NoOpConfig(),) * 2), keys="llama"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from omni.quantize import (
     NVFP4,
     dequantize,
     dequantize_fp8,
+    dequantize_mxfp4,
     dequantize_nvfp4,
     quantize_fp8,
     quantize_nvfp4,
@@ -222,6 +225,30 @@ def test_each_expert_has_an_nvfp4_scale_of_its_own() -> None:
         assert same(
             quantize_nvfp4(x, torch.tensor(9.0)).packed[expert], quantize_nvfp4(x[expert], UNIT * 9 / 2688).packed
         )
+
+
+# MXFP4
+
+
+def test_every_mxfp4_byte_is_decoded_as_defined_at_every_power() -> None:
+    blocks = torch.arange(256, dtype=torch.uint8).view(2, 8, 16)
+    scales = torch.arange(16, dtype=torch.uint8).view(2, 8) * 16 + 7
+    wanted = [
+        e2m1(byte >> shift & 15) * 2.0 ** (int(scales.flatten()[index // 16]) - 127)
+        for index, byte in enumerate(blocks.flatten().tolist())
+        for shift in (0, 4)
+    ]
+    got = dequantize_mxfp4(blocks, scales, torch.float32)
+    assert got.shape == (2, 256)
+    assert got.flatten().tolist() == wanted
+
+
+def test_mxfp4_codes_and_scales_that_do_not_fit_are_refused() -> None:
+    blocks, scales = torch.zeros(2, 3, 16, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.uint8)
+    plain: Any = inspect.unwrap(dequantize_mxfp4)  # the annotation would refuse them first
+    for bad in ((blocks[..., :8], scales), (blocks, scales[:, :2]), (blocks, scales.float()), (blocks.int(), scales)):
+        with pytest.raises(ValueError, match="want uint8, and 16 codes a scale"):
+            plain(*bad, torch.float32)
 
 
 # Both

@@ -216,6 +216,7 @@ def test_recomputing_blocks_gives_the_same_gradients() -> None:
         (lambda: MoEConfig(experts=2, top_k=3, hidden=4), "top 3 of 2"),
         (lambda: MoEConfig(experts=6, top_k=1, hidden=4, groups=4), "groups must divide"),
         (lambda: MoEConfig(experts=6, top_k=3, hidden=4, groups=3, top_groups=1), "choose more groups"),
+        (lambda: MoEConfig(experts=6, top_k=3, hidden=4, clamp=7.0), "clamp 7.0 on gated=False"),
         (lambda: BackboneConfig(width=8, vocabulary=4, blocks=()), "0 blocks"),
         (lambda: backbone()(torch.zeros(4, 16), (3,)), "add up"),
         (lambda: backbone()(torch.zeros(4, 16), (3, 1), backbone().new_state(1)), "new_state"),
