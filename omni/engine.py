@@ -132,6 +132,9 @@ class Engine:
             hidden = prefix.finish(self.model)
             self.waiting.popleft()
             pieces = self._choose([request], hidden, [])
+        if request.writer.stopped:
+            self._close(request)
+            return pieces
         self.running.append(request)
         self._state = State.join([self._state, prefix.state]) if self._state else prefix.state
         if prefix.drafter is not None and self.depth.any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from itertools import pairwise
 
 import pytest
 import talker
@@ -54,7 +55,7 @@ def test_a_stream_shows_all_up_to_the_first_mark_whatever_the_pieces(
     stream, shown = TextStream(marks), ""
     places = [0, *sorted(cuts), len(text)]
     first = min((at for mark in marks if (at := text.find(mark)) >= 0), default=len(text))
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         shown += stream.feed(text[start:end])
         assert text[:first].startswith(shown)  # never a mark's beginning
         if stream.hit is not None:
@@ -90,5 +91,5 @@ def test_media_and_ids_without_a_token_are_banned() -> None:
 def test_a_tokenizer_that_is_not_byte_level_is_refused() -> None:
     made = Tokenizer(models.BPE(vocab={"a": 0}, merges=[]))
     made.decoder = decoders.Metaspace()
-    with pytest.raises(ValueError, match="Metaspace.*byte-level"):
+    with pytest.raises(ValueError, match=r"Metaspace.*byte-level"):
         Codec(PreTrainedTokenizerFast(tokenizer_object=made))
