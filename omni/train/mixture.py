@@ -56,9 +56,9 @@ ALL = {
 
 PHASES = (  # copying, then reading: all answers are built on them
     Phase(until=250, tokens=1200, weights={"strings": 1.0}),
-    Phase(until=800, tokens=1500, weights={"line": 3.0, "strings": 0.4, "look-up": 0.6}),
+    Phase(until=1500, tokens=1500, weights={"line": 3.0, "strings": 0.4, "look-up": 0.6}),
     Phase(
-        until=1800,
+        until=3000,
         tokens=2500,
         weights={
             "line": 1.0, "lines": 3.0, "small document": 3.0, "strings": 0.3, "copying": 0.4, "look-up": 1.0,

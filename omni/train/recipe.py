@@ -32,7 +32,7 @@ class Sizes:
     joint step.
     """
 
-    language: int = 5000
+    language: int = 9000
     vision: int = 6000
     audio: int = 4000
     projection: int = 2000
