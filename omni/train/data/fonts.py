@@ -19,7 +19,7 @@ LEFT_OUT = (  # without letters, of one case only, or handwriting that nobody pr
     "Dingbats", "Symbol", "Emoji", "Math", "Amatic", "Intuitive", "cmex", "cmsy", "cmmi", "cmtt", "cmss", "cmb", "cmr",
     "STIXSize", "STIXNonUni", "STIX Size", "STIXSiz", "cmti", "Keyboard",
 )  # fmt: skip
-PACKAGES = ("font_roboto", "font_source_sans_pro", "font_source_serif_pro", "font_fredoka_one", "font_manrope",
+PACKAGES = ("font_roboto", "font_source_sans_pro", "font_source_serif_pro", "font_manrope",
             "font_hanken_grotesk", "font_caladea", "matplotlib")  # fmt: skip
 FOLDERS = (Path("/usr/share/fonts"), Path("/Library/Fonts"), Path.home() / ".fonts")
 
