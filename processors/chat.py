@@ -18,8 +18,7 @@ Kind = Literal["image", "document", "video", "audio", "file", "mark"]
 Message = Mapping[str, Any]
 Conversation = Sequence[Message]
 
-Effort = Literal["low", "medium", "high"]
-EFFORTS: tuple[Effort, ...] = ("low", "medium", "high")
+EFFORTS = ("low", "medium", "high")
 
 ROLES = ("system", "user", "assistant", "tool")
 SHORT = ("image", "document", "video", "audio")
@@ -78,14 +77,14 @@ def render(
     *,
     enable_thinking: bool = True,
     reasoning_budget: int | None = None,
-    effort: Effort | None = None,
+    effort: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     keep_thinking: bool = False,
 ) -> Prompt:
     """The conversation as the checkpoint's template writes it, up to where the assistant answers.
 
-    reasoning_budget: a hint in the prompt, where the template has one (the hard budget is generation's). effort: how
-    much to think, where the template has that. tools: functions that may be called. keep_thinking: of earlier turns.
+    reasoning_budget: a hint in the prompt, where the template has one (the hard budget is generation's). effort: low,
+    medium or high, where the template has that. tools: functions that may be called. keep_thinking: of earlier turns.
     Raises ValueError naming the message and the part that does not fit.
     """
     items: list[Item] = []
@@ -130,7 +129,7 @@ def _toggle(
     return [{**turns[0], "content": f"{own}{joint}{word}" if own else word}, *turns[1:]], {}
 
 
-def _effort(template: str, effort: Effort) -> dict[str, Any]:
+def _effort(template: str, effort: str) -> dict[str, Any]:
     """One argument that takes the word, or a flag for each word but the usual "high"."""
     if effort not in EFFORTS:
         raise ValueError(f"chat: effort {effort!r}; want one of {', '.join(EFFORTS)}")

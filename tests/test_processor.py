@@ -117,6 +117,24 @@ def test_typed_special_tokens_stay_text(role: str) -> None:
     assert not batch.slots
 
 
+def test_effort_is_told_in_the_templates_way() -> None:
+    def told(template: str, effort: Any) -> str:
+        (piece,) = render(user("hi"), tokens.tokenizer(template), effort=effort).pieces
+        assert isinstance(piece, list)
+        return tokens.text(TOKENIZER, piece)
+
+    assert told("{{ reasoning_effort }}", "medium") == "medium"
+    flag = "{{ 'low' if low_effort else 'usual' }}"
+    assert told(flag, "low") == "low"
+    assert told(flag, "high") == "usual"
+    with pytest.raises(ValueError, match="knows low and high"):
+        told(flag, "medium")
+    with pytest.raises(ValueError, match="has none"):
+        told("{{ messages }}", "low")
+    with pytest.raises(ValueError, match="want one of low, medium, high"):
+        told(flag, "most")
+
+
 def test_thinking_is_toggled_in_each_familys_way() -> None:
     assert written(PROCESSOR(user("hi"))).endswith("<|im_start|>assistant\n<think>\n")
     assert written(PROCESSOR(user("hi"), enable_thinking=False)).endswith("<|im_start|>assistant\n<think></think>")
