@@ -127,9 +127,9 @@ class TextStream:
     def feed(self, piece: str) -> str:
         """Take in a piece, return what can be shown now."""
         self._held += piece
-        found = [(at, -len(mark), mark) for mark in self._marks if (at := self._held.find(mark)) >= 0]
-        if found:
-            at, _, self.hit = min(found)
+        found = [(at + len(mark), at, mark) for mark in self._marks if (at := self._held.find(mark)) >= 0]
+        if found:  # the one that is whole first counts, so that it does not matter how the text is cut into pieces
+            _, at, self.hit = min(found)
             self.rest = self._held[at + len(self.hit) :]
             self._held = self._held[:at]
             return self.finish()

@@ -63,7 +63,7 @@ def test_a_model_that_opens_thinking_itself_is_understood() -> None:
 THOUGHT = "one two three\n" * 6
 
 
-@pytest.mark.parametrize("budget", [1, 7, 64])
+@pytest.mark.parametrize("budget", [1, 7, 14, 64])
 def test_after_the_budget_thinking_ends_at_the_next_newline(budget: int) -> None:
     result, _ = dictate(THOUGHT + "</think>ok", thinking_budget=budget, grace=100, max_new_tokens=2000)
     want = -(-budget // 14) * 14  # a line has 14 tokens
@@ -117,6 +117,7 @@ def test_no_budget_is_ever_exceeded_and_an_answer_follows(
 def test_a_model_that_stops_while_thinking_or_before_it_answers_goes_on_to_an_answer() -> None:
     result, _ = dictate("I see.")  # and then the end
     assert result.thinking == "I see."
+    assert result.tokens[len("I see.")] == CODEC.close[0]
     assert result.text
     assert dictate("I see.</think>\n\n")[0].text.strip()
     assert dictate("", talker.ANSWER)[0].text == ""  # without thinking, silence is an answer
@@ -126,7 +127,8 @@ def test_stop_strings_end_the_answer_not_the_thinking() -> None:
     result, shown = dictate("a STOP b</think>c STOP d", stop=("STOP",))
     assert (result.thinking, result.text, result.stopped) == ("a STOP b", "c ", "stop")
     assert shown == "a STOP bc "
-    assert dictate("ab", talker.ANSWER, stop=(ids("b")[0],))[0].text == "a"
+    result, _ = dictate("ab</think>cab", stop=(ids("b")[0],))
+    assert (result.thinking, result.text, result.stopped) == ("ab", "ca", "stop")
 
 
 def test_marks_of_several_tokens_work_as_well() -> None:
