@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import omni
 from omni.train import mixture
 from omni.train.data.sounds import Mute
 from omni.train.drafting import losses_ahead
@@ -18,6 +20,7 @@ from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
 from omni.train.muon import orthogonal
 from omni.train.packing import Packer
+from omni.train.recipe import SMOKE, Recipe, tiny
 from omni.train.shape import tiny_config
 
 
@@ -125,3 +128,28 @@ def test_an_interval_holds_the_value_and_narrows_with_more_questions() -> None:
     assert few.low <= few.value <= few.high
     assert many.high - many.low < few.high - few.low
     assert score("all", [(1.0, 1.0)] * 5).low == 1.0
+
+
+def test_the_recipe_runs_from_drawn_pages_to_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="needs the train extra's voices")
+    recipe = Recipe(folder=tmp_path / "tiny", sizes=SMOKE, quiet=True, out=tmp_path / "model")
+    tiny(recipe)
+    model, processor = omni.load(recipe.out, dtype=torch.float32)
+    batch = processor([{"role": "user", "content": "What is 2 + 2?"}], enable_thinking=False)
+    assert model(batch).logits.isfinite().all()
+    lines = [json.loads(line) for line in (recipe.folder / "log.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {
+        "language", "vision tower", "audio tower", "projection", "together", "drafting"
+    }  # fmt: skip
+    assert any("exact document" in line for line in lines)
+    again = Recipe(folder=recipe.folder, sizes=SMOKE, quiet=True, out=tmp_path / "again")
+    again.export()
+    one, two = ((path / "model.safetensors").read_bytes() for path in (recipe.out, again.out))
+    assert one == two
+
+
+def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'sleeping' is unknown"):
+        tiny(Recipe(folder=tmp_path), "sleeping")
+    with pytest.raises(ValueError, match=r"language\.pt is missing"):
+        tiny(Recipe(folder=tmp_path), "projection")

@@ -21,12 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from encoders.audio import AudioConfig, FastConformer
-from omni.train.data import corpus, hearing
+from encoders.audio import FastConformer
+from omni.train.data import hearing
 from omni.train.data.corpus import Utterance
 from omni.train.data.example import Recording
 from omni.train.data.sounds import CHARS, FIELDS
-from omni.train.data.voices import voices
 from omni.train.loop import Run, Schedule
 from omni.train.readers import field_loss
 from omni.train.shape import AUDIO
@@ -144,23 +143,18 @@ def _read(reader: AudioReader, recordings: Sequence[Recording]) -> list[str]:
 
 def audio(
     folder: Path,
+    taught: Sequence[Utterance],
+    tested: Sequence[Utterance],
     *,
-    speech: Path | None = None,
-    config: AudioConfig = AUDIO,
-    schedule: Schedule | None = None,
+    steps: int = 4000,
     tokens: int = 700,
     seed: int = 1,
-    evaluate_every: int = 250,
     quiet: bool = False,
 ) -> AudioReader:
-    """The audio tower alone. `speech`: the corpus's folder, filled where it is not full (None: beside `folder`)."""
-    speech = speech or folder.parent / "speech"
-    for held_out in (False, True):
-        corpus.make(speech, voices(held_out), shards=1 if held_out else None)
-    taught, tested = corpus.load(speech, voices()), corpus.load(speech, voices(held_out=True))
+    """The audio tower alone, on what voices said; `tested` are utterances of voices that it never learns from."""
     torch.manual_seed(seed)
-    reader = AudioReader(FastConformer(config))
-    run = Run(reader, schedule or Schedule(steps=4000, matrix_rate=3e-3), folder, "audio tower")
+    reader = AudioReader(FastConformer(AUDIO))
+    run = Run(reader, Schedule(steps=steps, matrix_rate=3e-3), folder, "audio tower")
     run.resume()
 
     def objective(step: int) -> dict[str, Tensor]:
@@ -173,5 +167,5 @@ def audio(
         }
         return {"loss": losses["spelling"] + 0.5 * losses["fields"], **losses}
 
-    run.train(objective, evaluate=lambda: examination(reader, tested), evaluate_every=evaluate_every, quiet=quiet)
+    run.train(objective, evaluate=lambda: examination(reader, tested), evaluate_every=250, quiet=quiet)
     return reader

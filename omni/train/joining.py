@@ -137,6 +137,7 @@ def projection(
     steps: int = 1500,
     tokens: int = 1500,
     seed: int = 1,
+    held_out: Voice | None = None,
     quiet: bool = False,
 ) -> None:
     """Projectors and towers imitate the stand-in; the backbone waits."""
@@ -157,7 +158,7 @@ def projection(
         found = gaps(features, wanted_features(joined, packed.known))
         return {"loss": torch.stack(list(found.values())).sum() + 0.5 * dense, "dense": dense, **found}
 
-    run.train(objective, evaluate=checks(joined, voice), evaluate_every=250, quiet=quiet)
+    run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
 
 
 def together(
@@ -168,6 +169,7 @@ def together(
     steps: int = 3000,
     tokens: int = 2048,
     seed: int = 1,
+    held_out: Voice | None = None,
     quiet: bool = False,
 ) -> None:
     """All parts learn to answer about real pixels and sound; patches go on telling what they show."""
@@ -191,7 +193,7 @@ def together(
         balancer.step()
         return {"loss": loss + 0.2 * dense + BALANCE_LOSS * balance, "answers": loss, "dense": dense}
 
-    run.train(objective, evaluate=checks(joined, voice), evaluate_every=250, quiet=quiet)
+    run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
 
 
 def checks(joined: Joined, voice: Voice, each: int = 12):

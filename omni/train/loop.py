@@ -146,17 +146,23 @@ class Run:
 
 
 def _optimisers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks; AdamW for embeddings, heads, norms, biases and stacked experts."""
-    matrices, others = [], []
+    """Muon for the matrices inside blocks; AdamW for embeddings, heads, norms, biases and stacked experts.
+
+    Routers learn by AdamW at a tenth of the rate: under Muon their scores come to depend on the mean of all tokens,
+    and every token chooses the same experts.
+    """
+    matrices, routers, others = [], [], []
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            inner = parameter.ndim == 2 and not any(part in name for part in ("embed", "head", "token", "row", "col"))
-            (matrices if inner else others).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        inner = parameter.ndim == 2 and not any(part in name for part in ("embed", "head", "token", "row", "col"))
+        (routers if ".gate." in name else matrices if inner else others).append(parameter)
     made: list[torch.optim.Optimizer] = []
     if matrices:
         made.append(Muon(matrices, lr=schedule.matrix_rate, weight_decay=schedule.weight_decay))
-    if others:
-        made.append(torch.optim.AdamW(others, lr=schedule.rate, betas=(0.9, 0.98), weight_decay=0.0))
+    if others or routers:
+        groups = [{"params": others, "lr": schedule.rate}, {"params": routers, "lr": 0.1 * schedule.rate}]
+        made.append(torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["full_rate"] = group["lr"]

@@ -15,10 +15,11 @@ import torch
 from omni.model import OmniModel
 from omni.train.audio_tower import audio
 from omni.train.data.choir import Choir
+from omni.train.data.corpus import SHARD
+from omni.train.data.voices import voices
 from omni.train.drafting import drafting
 from omni.train.joining import Joined, load_parts, projection, together
 from omni.train.language import language
-from omni.train.loop import Schedule
 from omni.train.mixture import ALL, PHASES, Phase
 from omni.train.tokens import tokenizer
 from omni.train.towers import vision
@@ -40,14 +41,18 @@ class Sizes:
     drafting: int = 1500
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3500
-    audio_tokens: int = 1200
+    audio_tokens: int = 700
     joint_tokens: int = 2048
+    voices: tuple[str, ...] | None = None  # all, or those of these names
+    shards: int | None = None
+    utterances: int = SHARD
 
 
 SHIPPED = Sizes()
 SMOKE = Sizes(
     language=2, vision=2, audio=2, projection=2, together=2, drafting=2,
     phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, audio_tokens=100, joint_tokens=300,
+    voices=("espeak en-us", "espeak en-us+m3"), shards=1, utterances=4,
 )  # fmt: skip
 
 
@@ -70,26 +75,26 @@ class Recipe:
 
     def audio(self) -> None:
         """The audio tower alone."""
-        schedule = Schedule(steps=self.sizes.audio, warmup=100)
-        audio(self.folder, schedule=schedule, tokens=self.sizes.audio_tokens, quiet=self.quiet)
+        taught, tested = self._choir().spoken, self._choir(held_out=True).spoken
+        audio(self.folder, taught, tested, steps=self.sizes.audio, tokens=self.sizes.audio_tokens, quiet=self.quiet)
 
     def projection(self) -> None:
         """Projectors and towers imitate the stand-in."""
         joined = Joined()
         load_parts(joined, dict.fromkeys(("language", "vision tower", "audio tower"), self.folder))
-        projection(joined, self.folder, self._voice(), steps=self.sizes.projection, tokens=self.sizes.joint_tokens,
+        projection(joined, self.folder, self._choir(), steps=self.sizes.projection, tokens=self.sizes.joint_tokens,
                    quiet=self.quiet)  # fmt: skip
 
     def together(self) -> None:
         """The whole model."""
         joined = self._joined("projection")
-        together(joined, self.folder, self._voice(), steps=self.sizes.together, tokens=self.sizes.joint_tokens,
+        together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.joint_tokens,
                  quiet=self.quiet)  # fmt: skip
 
     def drafting(self) -> None:
         """The MTP head."""
         model = self._joined("together").model
-        drafting(model, self.folder, self._voice(), steps=self.sizes.drafting, tokens=self.sizes.joint_tokens,
+        drafting(model, self.folder, self._choir(), steps=self.sizes.drafting, tokens=self.sizes.joint_tokens,
                  quiet=self.quiet)  # fmt: skip
 
     def export(self) -> None:
@@ -104,8 +109,11 @@ class Recipe:
         joined.load_state_dict(_checkpoint(self.folder, stage))
         return joined
 
-    def _voice(self) -> Choir:
-        return Choir(self.folder.parent / "speech")
+    def _choir(self, held_out: bool = False) -> Choir:
+        sizes, chosen = self.sizes, None
+        if sizes.voices is not None:
+            chosen = [voice for voice in voices(held_out) if voice.name in sizes.voices]
+        return Choir(self.folder.parent / "speech", held_out, chosen=chosen, shards=sizes.shards, size=sizes.utterances)
 
 
 STAGES: dict[str, Callable[[Recipe], None]] = {

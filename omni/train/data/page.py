@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 
@@ -34,6 +35,8 @@ COLOURS = {
 }
 FIELDS = (len(ALPHABET) + 1,) * CHARS + (len(SHAPES) + 1, len(COLOURS) + 1)  # classes of each field; 0 is nothing
 Ink = tuple[int, int, int]
+Number = float | int
+Box = tuple[Number, Number, Number, Number]  # x0, y0, x1, y1 in px
 CODE = {char: index + 1 for index, char in enumerate(ALPHABET)}
 
 
@@ -74,7 +77,7 @@ class Page:
         """Of a line of text, px."""
         return sum(advance(path, size, char) for char in text)
 
-    def text(self, x: float, y: float, text: str, path: str, size: int, ink: Ink = (0, 0, 0)) -> float:
+    def text(self, x: Number, y: Number, text: str, path: str, size: int, ink: Ink = (0, 0, 0)) -> float:
         """Write a line with its middle at y; returns where it ends."""
         at = x
         for char in text:
@@ -87,7 +90,7 @@ class Page:
             at += step
         return at
 
-    def mark(self, box: tuple[float, float, float, float], shape: str, colour: str) -> None:
+    def mark(self, box: Box, shape: str, colour: str) -> None:
         """Remember a mark drawn over a box (x0, y0, x1, y1)."""
         self.marks.append((*box, SHAPES.index(shape) + 1, list(COLOURS).index(colour) + 1))
 
@@ -113,7 +116,7 @@ class Page:
             out[hit, CHARS:] = shape, colour
         return out
 
-    def wear(self, rng: Random, strength: float, drawn: bool = True) -> None:
+    def wear(self, rng: Random, strength: Number, drawn: bool = True) -> None:
         """Paper, camera and file formats: rotation and perspective, light, blur, noise, JPEG; at strength 0 nothing.
 
         drawn: False moves what is known and leaves the pixels alone, for who does not look at them.
@@ -180,6 +183,6 @@ def grain(rng: Random, spread: float, rows: int, cols: int) -> np.ndarray:
     return np.random.default_rng(rng.getrandbits(32)).standard_normal((rows, cols), np.float32) * np.float32(spread)
 
 
-def _moved(matrix: np.ndarray, points: list[tuple[float, float]]) -> np.ndarray:
+def _moved(matrix: np.ndarray, points: Sequence[tuple[Number, Number]]) -> np.ndarray:
     flat = np.c_[np.array(points, dtype=float), np.ones(len(points))] @ matrix.T
     return flat[:, :2] / flat[:, 2:]

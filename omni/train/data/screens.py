@@ -9,7 +9,7 @@ from PIL import ImageDraw
 from omni.train.data import words
 from omni.train.data.clips import FORMS, draw_form
 from omni.train.data.example import Example, Picture, Turn
-from omni.train.data.page import COLOURS, Ink, Page
+from omni.train.data.page import COLOURS, Ink, Number, Page
 
 BUTTONS = """Save Open Close Cancel Send Print Share Edit Copy Paste Delete Search Start Stop Next Back Help Login
 Apply Reset Export Import Refresh Submit Accept Decline Upload Download Add Remove Play Pause""".split()
@@ -43,7 +43,7 @@ def screen(
     asked.append(("What is the title of the window?", title, (0.0, 0.0, 1.0, 1.0)))
     taken = [(0.0, 0.0, float(width), float(bar + 4))]
 
-    def place(w: float, h: float) -> tuple[float, float, float, float] | None:
+    def place(w: Number, h: Number) -> tuple[float, float, float, float] | None:
         for _ in range(40):
             x, y = rng.uniform(4, max(5, width - w - 4)), rng.uniform(bar + 4, max(bar + 5, height - h - 4))
             box = (x, y, x + w, y + h)
