@@ -225,6 +225,8 @@ def _inverse(order: list[int]) -> list[int]:
 
 # Attention
 
+MASKED = 2**23  # entries of a mask held at a time, where keys are many
+
 
 def causal_attention(
     q: Float[Tensor, "queries heads dim"],
@@ -238,8 +240,9 @@ def causal_attention(
 
     Query i stands at position keys - queries + i and sees the keys up to its own position, at most `window` of them
     (its own included). sinks: a score of each head that takes part in every softmax and stands for no key (gpt-oss).
-    Long calls run in blocks of queries, so memory stays linear in the number of keys.
+    Long calls run in blocks of queries, so memory stays linear in the number of keys, and that of a mask bounded.
     """
+    block = min(block, max(1, MASKED // k.shape[1]))
     if sinks is not None:
         return _attention_with_sinks(q, k, v, window, block, sinks)
     queries, keys = q.shape[0], k.shape[1]
