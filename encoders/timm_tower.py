@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import timm
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +16,43 @@ from torch import Tensor, nn
 from encoders.vision import check_grids, run_blocks, with_prefix, without_prefix
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimmConfig:
+    """A tower by timm's name for it, which says the rest.
+
+    Raises ValueError for a model that is not a plain VisionTransformer (windows, rotary positions, other blocks).
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _shape(self.name)
+
+    @property
+    def width(self) -> int:
+        """Of a feature."""
+        return _shape(self.name)[0]
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return _shape(self.name)[1]
+
+    @property
+    def tubelet_frames(self) -> int:
+        """Frames that share a patch embedding: one, since no timm model has an embedding for tubelets."""
+        return 1
+
+
+@lru_cache
+def _shape(name: str) -> tuple[int, int]:
+    with torch.device("meta"):
+        tower = TimmTower(name)
+    return tower.width, tower.patch_size
+
+
 class TimmTower(nn.Module):
-    """A tower for images. `name` is timm's; `pretrained` downloads timm's weights.
+    """A tower for images and single frames. `name` is timm's; `pretrained` downloads timm's weights.
 
     Raises ValueError for a model that is not a plain VisionTransformer (windows, rotary positions, other blocks).
     """
@@ -39,16 +77,26 @@ class TimmTower(nn.Module):
     def embed_images(
         self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "images 2"]
     ) -> Float[Tensor, "patches width"]:
-        """timm's patch embedding and its positions, resampled to each grid as timm does."""
+        """timm's patch embedding and its positions, resampled to each grid as timm does.
+
+        Raises ValueError when patches and grids do not fit.
+        """
         model = self.model
-        check_grids(grids, len(patches), "embed_images")
         conv = model.patch_embed.proj
+        if patches.shape[1] != (wanted := conv.weight[0].numel()):
+            raise ValueError(
+                f"TimmTower: patches of {patches.shape[1]} values came, this tower wants {wanted} "
+                f"(3 channels of {self.patch_size} px squares, one frame at a time)"
+            )
+        check_grids(grids, len(patches), "embed_images")
         x = nn.functional.linear(patches, conv.weight.flatten(1), conv.bias)
         return x + self._positions(grids) if model.pos_embed is not None else x
 
-    def embed_tubelets(self, patches: Tensor, grids: Tensor) -> Tensor:
-        """No timm model has a tubelet embedding: ValueError."""
-        raise ValueError("TimmTower: this tower embeds images only; give clips to a C-RADIO tower with tubelets")
+    def embed_tubelets(
+        self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "frames 2"]
+    ) -> Float[Tensor, "patches width"]:
+        """Frames of clips, embedded as images. Raises ValueError for patches that hold more than one frame's pixels."""
+        return self.embed_images(patches, grids)
 
     def encode(
         self, x: Float[Tensor, "patches width"], grids: Int[Tensor, "items 2"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from encoders.audio import AudioConfig
+from encoders.timm_tower import TimmConfig
 from encoders.vision import VisionConfig
 from omni.backbone import BackboneConfig
 from omni.mtp import MTPConfig
@@ -55,7 +56,7 @@ class OmniConfig:
     """A whole model. Parts that are None are absent; `keys` names the family of checkpoint keys."""
 
     backbone: BackboneConfig
-    vision: VisionConfig | None = None
+    vision: VisionConfig | TimmConfig | None = None
     vision_projector: ProjectorConfig | None = None
     vision_norm: bool = False
     shuffle: int = 2
@@ -74,6 +75,11 @@ class OmniConfig:
             self.audio_projector is None
         ):
             raise ValueError("OmniConfig: a tower without its projector, or the reverse; give both or neither")
+        if self.vision and self.vision.patch_size != self.media.patch:
+            raise ValueError(
+                f"OmniConfig: media in patches of {self.media.patch} px, a tower of {self.vision.patch_size} px; "
+                "they must agree"
+            )
         if self.vision and self.vision_projector:
             wanted = self.vision.width * self.shuffle**2
             if self.vision_projector.width != wanted:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from encoders.timm_tower import TimmConfig
 from omni.config import OmniConfig
 from omni.moe import MoEConfig
 
@@ -51,6 +52,8 @@ def sources(name: str, config: OmniConfig) -> Iterator[Source]:
         case "mtp":
             for prefix in dict.fromkeys(("", "language_model.")):
                 yield from _mixers(prefix + _mtp(rest, config), _block(name, config))
+        case "vision" if isinstance(config.vision, TimmConfig):
+            yield Source((f"vision_model.timm_{rest}",))
         case "vision":
             yield Source((f"vision_model.radio_model.model.{rest}",))
             yield from _vit(rest)

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from encoders.audio import FastConformer
-from encoders.vision import RadioVit
+from encoders.timm_tower import TimmConfig, TimmTower
+from encoders.vision import RadioVit, VisionConfig
 from omni.answer import Result, Settings
 from omni.backbone import Backbone
 from omni.checkpoint import Checkpoint, save
@@ -69,7 +70,7 @@ class OmniModel(nn.Module):
         if config.backbone.tied:
             self.head.weight = self.embeddings.weight
         self.mtp = MTP(config.mtp, width, eps) if config.mtp else None
-        self.vision = RadioVit(config.vision) if config.vision else None
+        self.vision = _tower(config.vision) if config.vision else None
         self.vision_norm = nn.LayerNorm(config.vision.width, eps=1e-6) if config.vision and config.vision_norm else None
         self.project_vision = Projector(config.vision_projector, width) if config.vision_projector else None
         self.audio = FastConformer(config.audio) if config.audio else None
@@ -254,6 +255,10 @@ class OmniModel(nn.Module):
 
     def _nothing(self) -> Tensor:
         return self.embeddings.weight.new_zeros(0, self.config.backbone.width)
+
+
+def _tower(config: VisionConfig | TimmConfig) -> RadioVit | TimmTower:
+    return TimmTower(config.name) if isinstance(config, TimmConfig) else RadioVit(config)
 
 
 def _by_clip(mask: Tensor, clips: Tensor) -> Iterator[tuple[Tensor, list[int]]]:

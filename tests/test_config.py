@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import released
 
+from encoders.vision import VisionConfig
 from omni.anatomy import anatomy, groups
 from omni.attention import AttentionConfig, RopeConfig
 from omni.backbone import BackboneConfig
@@ -48,9 +49,12 @@ def test_the_omni_weighs_what_its_checkpoint_does() -> None:
     assert round(ssm / 1e6, 2) == 12.06
 
 
+TIMM = {"model_type": "timm_wrapper", "architecture": "vit_large_patch16_224"}
+
+
 def test_the_released_layouts_say_what_they_are() -> None:
     omni, v2 = from_hf(released.omni()), from_hf(released.v2_vl())
-    assert omni.vision is not None
+    assert isinstance(omni.vision, VisionConfig)
     assert (omni.vision.prefix_tokens, omni.vision.positions, omni.vision.tubelet_frames) == (10, 128, 2)
     assert omni.audio is not None
     assert omni.media == MediaConfig(audio_token=27, pruning=0.7)
@@ -68,6 +72,9 @@ def test_the_released_layouts_say_what_they_are() -> None:
 @pytest.mark.parametrize(
     "values",
     [
+        released.omni(vision_config=TIMM, vit_hidden_size=1024, video_temporal_patch_size=1),
+        released.omni(vision_config=TIMM | {"video_target_num_patches": 256}, vit_hidden_size=1024),
+        released.v2_vl(vision_config=TIMM, vit_hidden_size=1024),
         released.nano_3(),
         released.nemotron_super(),
         released.nano_2(),
@@ -382,6 +389,8 @@ def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
         (released.omni(downsample_ratio=0.3), "downsample_ratio 0.3"),
         (released.omni(video_temporal_patch_size=4), "video_temporal_patch_size is 4"),
         (released.omni(vision_config={"args": {"model": "resnet50"}}), "resnet50"),
+        (released.omni(vision_config=TIMM | {"architecture": "resnet50"}), "resnet50 is a ResNet"),
+        (released.omni(vision_config={"patch_size": 14}), "patch_size is 16, in .*vision_config 14"),
         (llama(num_hidden_layers=4), "block_configs has 3"),
         (llama(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope type 'dynamic'"),
         (llama(rope_scaling={"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 9}), "truncate"),
@@ -417,6 +426,13 @@ def test_configs_that_do_not_fit_together_are_refused() -> None:
         OmniConfig(backbone=config.backbone, vision=config.vision, vision_projector=ProjectorConfig(width=8, hidden=8))
     with pytest.raises(ValueError, match="audio projector of width 8"):
         OmniConfig(backbone=config.backbone, audio=config.audio, audio_projector=ProjectorConfig(width=8, hidden=8))
+    with pytest.raises(ValueError, match="patches of 14 px, a tower of 16 px"):
+        replace(config, media=MediaConfig(patch=14))
+    assert config.vision is not None
+    with pytest.raises(ValueError, match="no words for all of media"):
+        to_hf(replace(config, media=replace(config.media, tile=512)))
+    with pytest.raises(ValueError, match="no words for all of vision_norm"):
+        to_hf(replace(config, vision_norm=True))
     with pytest.raises(ValueError, match="both must be positive"):
         ProjectorConfig(width=0, hidden=8)
     with pytest.raises(ValueError, match="pruning rate 1"):

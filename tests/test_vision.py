@@ -5,6 +5,9 @@ Packed = alone, images and tubelets in one pass; timm's ViTs give timm's numbers
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import oracles
 import pytest
 import small
@@ -14,12 +17,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import relative_error
+from safetensors.torch import load_file
 from torch import Tensor
 
-from encoders.timm_tower import TimmTower
+from encoders.timm_tower import TimmConfig, TimmTower
 from encoders.vision import RadioVit, VisionConfig
+from omni.config import OmniConfig
 from omni.keys import sources
+from omni.model import OmniModel
+from omni.projector import ProjectorConfig
+from processors.batch import Batch
 
+TINY = "vit_tiny_patch16_224"
 CONFIG = VisionConfig(width=24, depth=2, heads=3, mlp_width=48, positions=12, prefix_tokens=5)
 
 
@@ -122,7 +131,7 @@ def test_a_timm_tower_gives_timms_features(name: str) -> None:
         image = torch.randn(1, 3, rows * side, cols * side)
         dynamic = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
         dynamic.load_state_dict(model.model.state_dict())
-        want = dynamic.forward_features(image)[0, dynamic.num_prefix_tokens :]
+        want = dynamic.forward_features(image)[0, dynamic.num_prefix_tokens :]  # pyright: ignore[reportCallIssue]  (untyped there)
         cut = (
             image[0]
             .unflatten(1, (rows, side))
@@ -138,10 +147,49 @@ def test_a_timm_tower_gives_timms_features(name: str) -> None:
 @torch.no_grad()
 def test_a_timm_tower_packs_like_any_other() -> None:
     torch.manual_seed(0)
-    model = TimmTower("vit_tiny_patch16_224").eval()
+    model = TimmTower(TINY).eval()
     patches, grids = pixels([(3, 4), (3, 4), (5, 2)])
     alone = [model(part, grids[i : i + 1]) for i, part in enumerate(patches.split([12, 12, 10]))]
     torch.testing.assert_close(model(patches, grids), torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def timm_omni() -> OmniConfig:
+    """V2 VL's parts with a tower by timm's name in C-RADIO's place."""
+    config = small.FAMILIES["V2 VL"]
+    return replace(config, vision=TimmConfig(name=TINY), vision_projector=ProjectorConfig(width=4 * 192, hidden=40))
+
+
+def test_a_timm_tower_by_name_sees_and_learns_in_the_whole_model(tmp_path: Path) -> None:
+    model = small.model(timm_omni())
+    batch = Batch.pack([small.mixed(1, 1, False), small.sentence(9), small.mixed(2, 1, False)])
+    with torch.no_grad():
+        together, alone = list(model(batch)), [model(request).logits for request in batch]
+        for got, want in zip(together, alone, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    grads = []
+    assert isinstance(model.vision, TimmTower)
+    for model.vision.checkpoint in (False, True):
+        model.zero_grad()
+        model(batch).logits.square().mean().backward()
+        grads.append({name: p.grad.clone() for name, p in model.vision.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == {name for name, _ in model.vision.named_parameters()}
+    for name, grad in grads[0].items():
+        assert bool(grad.any()), name
+        torch.testing.assert_close(grad, grads[1][name])
+    model.save_pretrained(tmp_path)
+    again = OmniModel.from_pretrained(tmp_path)
+    assert again.config == model.config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+@torch.no_grad()
+def test_timm_reads_the_tower_that_we_wrote(tmp_path: Path) -> None:
+    model = small.model(timm_omni())
+    model.save_pretrained(tmp_path)
+    stem = "vision_model.timm_model."
+    tensors = load_file(tmp_path / "model.safetensors")
+    theirs = timm.create_model(TINY, num_classes=0)
+    theirs.load_state_dict({key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)})
 
 
 def test_every_weight_learns_and_recomputing_gives_the_same_gradients() -> None:
@@ -169,7 +217,9 @@ def test_every_weight_learns_and_recomputing_gives_the_same_gradients() -> None:
         (lambda: tower()(torch.zeros(0, 768), torch.tensor([[0, 2]])), "all positive"),
         (lambda: TimmTower("no_such_model"), "no_such_model"),
         (lambda: TimmTower("swin_tiny_patch4_window7_224"), "plain ViTs"),
-        (lambda: TimmTower("vit_tiny_patch16_224").embed_tubelets(torch.zeros(1, 2), torch.zeros(1, 2)), "images only"),
+        (lambda: TimmTower(TINY)(torch.zeros(4, 1536), torch.tensor([[2, 2]])), "wants 768"),
+        (lambda: TimmTower(TINY)(torch.zeros(5, 768), torch.tensor([[2, 2]])), "5 patches came"),
+        (lambda: TimmConfig(name="vit_nothing"), "vit_nothing"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(make: object, message: str) -> None:
