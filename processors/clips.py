@@ -1,16 +1,17 @@
 """Clips: videos opened for just the frames that are wanted, at their true times, upright.
 
-decord reads the frames (it seeks, turns and scales inside its decoder); PyAV tells what a file holds, and reads
-frames where decord cannot open it. `decoder` says which one is at work. Frames given as pictures have the same
-interface. No decoder is imported before it is needed.
+Frames far apart, each behind a key frame of its own, are sought by decord. Frames close together are met by PyAV on
+one way forward: decord would read on without bound (an hour at 1 frame a second peaked 921 MiB above a minute). The
+two give the same bytes. Where decord cannot open a file or does not find its frames, PyAV does all; `decoder` says
+so. Frames given as pictures have the same interface. No decoder is imported before it is needed.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,23 +19,35 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from processors.container import AvVideo, check_indices, probe
 from processors.limits import DEFAULT_LIMITS, Limits, MediaError
 from processors.media import open_picture, picture_size
 from processors.source import Source, open_source
 
+# Containers in which decord finds the frame it is asked for. In MPEG-TS, MPEG-PS, FLV and ASF it gives others.
+_SOUGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+
 
 @runtime_checkable
 class Video(Protocol):
-    """Frames by their index. size: (width, height), upright. times: true seconds of each frame from the first one."""
+    """Frames by their index. size: (width, height), upright. times: true seconds of each frame from the first one.
+
+    keys: the frames at which decoding may begin.
+    """
 
     name: str
     size: tuple[int, int]
     times: Float64[np.ndarray, " frames"]
+    keys: list[int]
     decoder: str
 
     def __len__(self) -> int: ...
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
         """These frames, upright, in this order; repeats are allowed."""
+        ...
+
+    def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
+        """Frames of rising indices, one at a time."""
         ...
 
     def close(self) -> None:
@@ -48,204 +61,96 @@ def average_fps(times: Float64[np.ndarray, " frames"]) -> float:
 
 
 def stream(video: Video, indices: Sequence[int], chunk: int = 2) -> Iterator[UInt8[np.ndarray, "frames rows cols 3"]]:
-    """The frames in pieces, so that a long clip is never held as a whole; small ones keep the decoder's memory flat.
+    """Frames of rising indices in pieces, so that a long clip is never held as a whole.
 
-    The next pieces are decoded while one is worked on.
+    The next two pieces are decoded while one is worked on.
     """
+    apart = len({bisect_right(video.keys, index) for index in indices}) == len(indices)
+    walk = None if apart else video.walk(indices)
+
+    def decode(piece: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+        return video.read(piece) if walk is None else np.stack([next(walk) for _ in piece])
+
     pieces = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
     with ThreadPoolExecutor(1) as decoder:
-        ahead = deque(decoder.submit(video.read, piece) for piece in pieces[:2])
+        ahead = deque(decoder.submit(decode, piece) for piece in pieces[:2])
         for piece in (*pieces[2:], None, None)[: len(pieces)]:
             frames = ahead.popleft().result()
             if piece is not None:
-                ahead.append(decoder.submit(video.read, piece))
+                ahead.append(decoder.submit(decode, piece))
             yield frames
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
-    """What a file holds, without decoding: seconds of its longest stream, and of its sound (None: there is none)."""
-
-    seconds: float
-    has_video: bool
-    sound_rate: int | None
-    video_start: float
-    container: str
-
-
-def probe(source: Source, limits: Limits = DEFAULT_LIMITS) -> Header:
-    """Read the header of a video or sound. Raises MediaError for what is no media, or longer than the limits allow."""
-    import av
-
-    with opened(source) as container:
-        known = [s for s in container.streams if s.codec_context is not None]  # None: a codec that is not built in
-        videos = [s for s in known if s.type == "video" and not _is_cover(s)]
-        sounds = [s for s in known if s.type == "audio"]
-        if not videos and not sounds:
-            raise MediaError(f"media: {source.name}: neither frames nor sound; send a video or a sound")
-        seconds = (container.duration or 0) / av.time_base
-        if seconds > limits.max_seconds:
-            raise MediaError(
-                f"media: {source.name}: lasts {seconds:.0f} s, the limit is {limits.max_seconds} s; "
-                "send a part or raise Limits.max_seconds"
-            )
-        start = 0.0
-        if videos and videos[0].start_time is not None:
-            start = float(videos[0].start_time * (videos[0].time_base or 0))
-        rate = int(sounds[0].rate) if sounds and sounds[0].rate else None
-        return Header(
-            seconds=seconds,
-            has_video=bool(videos),
-            sound_rate=rate,
-            video_start=start,
-            container=str(container.format.name),
-        )
-
-
-def opened(source: Source) -> Any:
-    """PyAV's container of a source. Raises MediaError for what it cannot open."""
-    import av
-    from av.error import FFmpegError
-
-    file = str(source.path) if source.path is not None else source.open()
-    try:
-        return av.open(file, "r")
-    except (FFmpegError, ValueError, OSError) as error:
-        raise MediaError(f"media: {source.name}: cannot be opened ({short(error)}); send the whole file") from None
-
-
 def open_video(thing: object, limits: Limits = DEFAULT_LIMITS) -> Video:
-    """Open a video by path, bytes, file, data URI or URL.
+    """Open a video by path, bytes, file, data URI or URL: its packets are read for their times, one frame is decoded.
 
-    Raises MediaError for one without frames, broken or too long.
+    Raises MediaError for one without frames, broken or beyond the limits.
     """
     source = open_source(thing, limits)
     header = probe(source, limits)
     if not header.has_video:
         raise MediaError(f"media: {source.name}: holds sound only; pass it as audio")
-    try:
-        video: Video = DecordVideo(source)
-    except _DecordFailed:
-        video = AvVideo(source)
-    width, height = video.size
-    if not len(video):
-        raise MediaError(f"media: {source.name}: no frame can be decoded; send the whole file")
-    if len(video) > limits.max_frames or width * height > limits.max_pixels:
+    film = AvVideo(source, limits)
+    if film.times[-1] > limits.max_seconds:
         raise MediaError(
-            f"media: {source.name}: {len(video)} frames of {width}x{height}; the limits are {limits.max_frames} "
-            "frames of "
-            f"{limits.max_pixels} pixels; send a part or raise Limits"
+            f"media: {source.name}: lasts {film.times[-1]:.0f} s, the limit is {limits.max_seconds} s; send a part or "
+            "raise Limits.max_seconds"
         )
-    return video
-
-
-class _DecordFailed(Exception):
-    """decord cannot read this file; PyAV is asked."""
+    return DecordVideo(source, film) if header.container in _SOUGHT else film
 
 
 class DecordVideo:
-    """Frames by decord."""
+    """Single frames by decord, opened when the first is asked for; the way from one to the next by PyAV.
 
-    decoder = "decord"
+    Where decord cannot read the file, or sees other frames in it than its packets say, `decoder` becomes "av".
+    """
 
-    def __init__(self, source: Source) -> None:
-        import decord
-
-        self.name = source.name
-        decord.logging.set_level(decord.logging.QUIET)
-        try:
-            file = str(source.path) if source.path is not None else source.open()
-            self._reader: Any = decord.VideoReader(file, num_threads=0)
-            stamps = self._reader.get_frame_timestamp(range(len(self._reader)))
-            first = self._reader[0].asnumpy() if len(self._reader) else np.zeros((0, 0, 3), np.uint8)
-        except (decord.DECORDError, RuntimeError, IndexError, ValueError, OSError) as error:
-            raise _DecordFailed(str(error)) from None
-        self.size = (first.shape[1], first.shape[0])
-        starts = np.asarray(stamps, dtype=np.float64).reshape(-1, 2)[:, 0]
-        self.times = starts - (starts[0] if len(starts) else 0.0)
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
-        """Raises MediaError for frames that cannot be decoded, IndexError for those outside the clip."""
-        import decord
-
-        check_indices(self.name, indices, len(self))
-        try:
-            return self._reader.get_batch(list(indices)).asnumpy()
-        except (decord.DECORDError, RuntimeError, IndexError) as error:
-            raise MediaError(
-                f"media: {self.name}: frames {indices[0]} to {indices[-1]} cannot be decoded ({short(error)}); "
-                "send the whole file"
-            ) from None
-
-    def close(self) -> None:
-        """Free the decoder."""
-        self._reader = None
-
-
-class AvVideo:
-    """Frames by PyAV: times from the packets, frames by seeking to the key frame before."""
-
-    decoder = "av"
-
-    def __init__(self, source: Source) -> None:
-        from av.error import FFmpegError
-
-        self.name, self._source = source.name, source
-        stamps: list[float] = []
-        try:
-            with opened(source) as container:
-                track = container.streams.video[0]
-                for packet in container.demux(track):
-                    if packet.pts is not None:
-                        stamps.append(float(packet.pts * packet.time_base))
-            with opened(source) as container:
-                frame = next(iter(container.decode(container.streams.video[0])), None)
-        except (FFmpegError, IndexError) as error:
-            raise MediaError(f"media: {source.name}: cannot be read ({short(error)}); send the whole file") from None
-        if frame is None:
-            raise MediaError(f"media: {source.name}: no frame can be decoded; send the whole file")
-        stamps.sort()
-        self._start = stamps[0] if stamps else 0.0
-        self.times = np.array(stamps, dtype=np.float64) - self._start
-        shape = _upright(frame).shape
-        self.size = (shape[1], shape[0])
+    def __init__(self, source: Source, film: AvVideo) -> None:
+        self.name, self.size, self.times, self.keys, self.walk = film.name, film.size, film.times, film.keys, film.walk
+        self.decoder, self._source, self._film = "decord", source, film
+        self._reader: Any = None
 
     def __len__(self) -> int:
         return len(self.times)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
         """Raises MediaError for frames that cannot be decoded, ValueError for those outside the clip."""
-        from av.error import FFmpegError
-
         check_indices(self.name, indices, len(self))
-        found: dict[int, np.ndarray] = {}
-        wanted = sorted(set(indices))
+        if self.decoder == "decord":
+            self._reader = self._reader or self._opened()
+            frames = None if self._reader is None else self._sought(indices)
+            if frames is not None:
+                return frames
+            self.decoder = "av"
+        return self._film.read(indices)
+
+    def _sought(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"] | None:
+        import decord
+
         try:
-            with opened(self._source) as container:
-                track = container.streams.video[0]
-                base = track.time_base
-                if self.times[wanted[0]] > 2:
-                    container.seek(int((self._start + self.times[wanted[0]]) / base), stream=track)
-                for frame in container.decode(track):
-                    if frame.pts is None:
-                        continue
-                    index = int(np.abs(self.times - (float(frame.pts * base) - self._start)).argmin())
-                    if index in wanted:
-                        found[index] = _upright(frame)
-                    if index >= wanted[-1]:
-                        break
-        except FFmpegError as error:
-            raise MediaError(f"media: {self.name}: cannot be decoded ({short(error)}); send the whole file") from None
-        lost = [index for index in wanted if index not in found]
-        if lost:
-            raise MediaError(f"media: {self.name}: frames {lost[:8]} cannot be decoded; send the whole file")
-        return np.stack([found[index] for index in indices])
+            frames = self._reader.get_batch(list(indices)).asnumpy()
+            self._reader.seek(0)  # drops what it has read on
+        except (decord.DECORDError, RuntimeError, IndexError):
+            return None
+        return frames
+
+    def _opened(self) -> Any:
+        """decord's reader; None where it does not agree with the packets."""
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        try:
+            file = str(self._source.path) if self._source.path is not None else self._source.open()
+            reader = decord.VideoReader(file, num_threads=0)
+            stamps = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)
+        except (decord.DECORDError, RuntimeError, IndexError, ValueError, OSError):
+            return None
+        agrees = len(stamps) == len(self) and np.abs(stamps[:, 0] - stamps[0, 0] - self.times).max() < 0.002
+        return reader if agrees else None
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Free the decoder."""
+        self._reader = None
 
 
 class FrameList:
@@ -260,6 +165,7 @@ class FrameList:
             )
         self.name, self._frames, self._limits = "frames", list(frames), limits
         self.times = np.asarray(times, dtype=np.float64)
+        self.keys = list(range(len(frames)))
         self.size = picture_size(self._frames[0], limits)
 
     @classmethod
@@ -283,26 +189,9 @@ class FrameList:
             raise ValueError(f"video: frames of several sizes {sorted(sizes)} came; resize them to one size")
         return np.stack(frames)
 
+    def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
+        """One at a time; raises as `read`."""
+        return (self.read([index])[0] for index in indices)
+
     def close(self) -> None:
         """Nothing stays open."""
-
-
-def check_indices(name: str, indices: Sequence[int], count: int) -> None:
-    """Raise ValueError for no index, or one outside the clip."""
-    wrong = [index for index in indices if not 0 <= index < count]
-    if wrong or not len(indices):
-        raise ValueError(f"video: {name}: frames {wrong[:8] or 'none'} asked for; it has 0 to {count - 1}")
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """RGB, turned as the display matrix says (PyAV gives degrees counterclockwise)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
-
-
-def _is_cover(track: Any) -> bool:
-    """A picture attached to a sound file is no video."""
-    return "attached_pic" in str(track.disposition)
-
-
-def short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from processors.clips import opened, probe, short
+from processors.container import opened, probe, short
 from processors.limits import DEFAULT_LIMITS, Limits, MediaError
 from processors.source import Source, open_source
 

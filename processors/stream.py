@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from processors.clips import short
+from processors.container import short
 from processors.limits import MediaError
 
 RATE = 16000

@@ -43,11 +43,16 @@ def clip(
     rate: int = 48000,
     variable: bool = False,
     picture: bool = True,
+    group: int = 12,
+    ready: bool = False,
 ) -> Path:
-    """A video; with `variable`, its second half runs at a third of the pace."""
+    """A video; with `variable`, its second half runs at a third of the pace.
+
+    group: frames from one key frame to the next, at most. ready: an MP4's index stands before its frames.
+    """
     base = 1 / Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream(codec, rate=1 / base) if picture else None
+    with av.open(str(path), "w", options={"movflags": "faststart"} if ready else {}) as container:
+        video = container.add_stream(codec, rate=1 / base, options={"g": str(group)}) if picture else None
         audio = container.add_stream(sound, rate=rate) if sound else None
         if video is not None:
             video.width, video.height, video.pix_fmt = *SIZE, "yuv420p"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from processors.clips import AvVideo, FrameList, average_fps, open_video, probe, stream
+from processors.clips import FrameList, average_fps, open_video, stream
+from processors.container import AvVideo, probe
 from processors.limits import Limits, MediaError
 from processors.sound import open_sound
 from processors.source import open_source
@@ -49,16 +50,67 @@ def test_frame_time_and_sound_agree(tmp_path: Path, suffix: str, codec: str, sou
     video.close()
 
 
-@pytest.mark.parametrize(("suffix", "codec", "sound", "fps"), FORMATS[:3])
-def test_the_second_decoder_gives_the_same(tmp_path: Path, suffix: str, codec: str, sound: str, fps: float) -> None:
+@pytest.mark.parametrize(("suffix", "codec", "sound", "fps"), FORMATS)
+def test_frames_that_are_sought_and_met_on_the_way_are_the_same(
+    tmp_path: Path, suffix: str, codec: str, sound: str, fps: float
+) -> None:
     path = made_clips.clip(tmp_path / f"clip.{suffix}", codec=codec, sound=sound, fps=fps, frames=100)
-    first, second = open_video(path), AvVideo(open_source(path))
-    assert (first.decoder, second.decoder) == ("decord", "av")
-    assert np.abs(first.times - second.times).max() < 0.002
-    indices = [99, 3, 80, 3]
-    a, b = first.read(indices).astype(int), second.read(indices).astype(int)
-    assert [made_clips.number(frame) for frame in b] == indices
-    assert np.abs(a - b).mean() < 4
+    video, film = open_video(path), AvVideo(open_source(path))
+    assert (video.decoder, film.decoder) == ("decord", "av")
+    for indices in ([0, 3, 4, 50, 80, 99], range(100), [97]):
+        sought, met = video.read(indices), np.stack(list(film.walk(indices)))
+        assert [made_clips.number(frame) for frame in met] == list(indices)
+        assert np.array_equal(sought, met)
+    assert np.array_equal(film.read([99, 3, 80, 3]), video.read([99, 3, 80, 3]))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("ts", "libx264"), ("mpg", "mpeg2video"), ("flv", "flv"), ("wmv", "wmv2")]
+)
+def test_where_decord_would_give_other_frames_av_gives_the_right_ones(tmp_path: Path, suffix: str, codec: str) -> None:
+    """decord gives frames 32, 39, 59 and 55 of such an MPEG-TS for 0, 7, 33 and 59."""
+    video = open_video(made_clips.clip(tmp_path / f"clip.{suffix}", codec=codec, sound=None))
+    assert (video.decoder, len(video)) == ("av", 60)
+    assert np.abs(video.times - np.arange(60) / 30).max() < 0.002
+    for indices in ([0, 7, 33, 59], [45], range(60)):
+        assert [made_clips.number(frame) for frame in video.read(indices)] == list(indices)
+
+
+def test_where_decord_fails_or_sees_other_frames_av_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import decord
+
+    data = made_clips.clip(tmp_path / "clip.mp4", sound=None, ready=True).read_bytes()
+    cut = open_video(data[: len(data) * 7 // 10])  # decord counts the frame that the cut goes through
+    assert made_clips.number(cut.read([5])[0]) == 5
+    assert cut.decoder == "av"
+    whole = open_video(data)
+    assert (made_clips.number(whole.read([5])[0]), whole.decoder) == (5, "decord")
+
+    def fail(*_: object) -> None:
+        raise decord.DECORDError("broken")
+
+    monkeypatch.setattr(decord.VideoReader, "get_batch", fail)
+    assert (made_clips.number(whole.read([6])[0]), whole.decoder) == (6, "av")
+    with pytest.raises(ValueError, match="asked for"):
+        whole.read([60])
+
+
+def test_a_recording_that_begins_in_the_middle_starts_at_its_first_key_frame(tmp_path: Path) -> None:
+    data = made_clips.clip(tmp_path / "clip.ts", sound=None).read_bytes()
+    video = open_video(data[len(data) // 3 // 188 * 188 :])
+    numbers = [made_clips.number(frame) for frame in video.walk(range(len(video)))]
+    assert 0 < numbers[0] < 59
+    assert numbers == list(range(numbers[0], 60))
+    assert video.keys[0] == 0
+    assert np.abs(video.times - np.arange(len(video)) / 30).max() < 0.002
+
+
+def test_key_frames_are_those_of_the_encoder(tmp_path: Path) -> None:
+    path = made_clips.clip(tmp_path / "clip.mkv", codec="mpeg4", group=15, sound=None)
+    with av.open(str(path)) as container:
+        flags = [frame.key_frame for frame in container.decode(video=0)]
+    assert open_video(path).keys == np.flatnonzero(flags).tolist()
+    assert len(open_video(path).keys) >= 4
 
 
 def test_frame_rates_that_vary_keep_their_true_times(tmp_path: Path) -> None:
@@ -122,10 +174,21 @@ def test_bytes_and_files_open_like_paths(tmp_path: Path) -> None:
         assert onset(sound.read()) == pytest.approx(0.5, abs=0.04)
 
 
-def test_pieces_of_a_stream_equal_all_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [1, 7, 30])
+def test_pieces_of_a_stream_equal_all_at_once(tmp_path: Path, step: int) -> None:
     video = open_video(made_clips.clip(tmp_path / "clip.mp4"))
-    indices = list(range(0, 60, 7))
+    indices = list(range(0, 60, step))
     assert np.array_equal(np.concatenate(list(stream(video, indices, 4))), video.read(indices))
+    given = FrameList([made_clips.numbered(i) for i in range(60)], [i / 30 for i in range(60)])
+    assert [made_clips.number(frame) for part in stream(given, indices) for frame in part] == indices
+
+
+def test_only_frames_far_apart_are_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = open_video(made_clips.clip(tmp_path / "clip.avi", codec="mpeg4", group=12, sound=None))
+    monkeypatch.setattr(video, "read", lambda indices: pytest.fail("sought"))
+    assert sum(len(part) for part in stream(video, [0, 5, 14, 59])) == 4
+    with pytest.raises(pytest.fail.Exception, match="sought"):
+        list(stream(video, [0, 14, 59]))
 
 
 def test_frames_of_the_users_own_keep_their_times(tmp_path: Path) -> None:
@@ -156,20 +219,27 @@ def test_broken_and_huge_files_are_refused(tmp_path: Path) -> None:
             open_video(bad)
     with pytest.raises(MediaError, match="the limit is 1 s"):
         open_video(path, Limits(max_seconds=1))
-    with pytest.raises(MediaError, match="60 frames"):
+    with pytest.raises(MediaError, match="more than 10 frames"):
         open_video(path, Limits(max_frames=10))
+    with pytest.raises(MediaError, match=r"frames of 128x96 pixels, the limit is 9,000; make it smaller"):
+        open_video(path, Limits(max_pixels=9000))
     with pytest.raises(MediaError, match="limit is 1 s"):
         open_sound(path, Limits(max_seconds=1))
     assert probe(open_source(path)).has_video
 
 
-def test_a_clip_cut_off_at_its_end_gives_what_it_has(tmp_path: Path) -> None:
-    data = made_clips.clip(tmp_path / "clip.mkv", sound="aac").read_bytes()
-    video = open_video(data[: len(data) * 2 // 3])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")]
+)
+@pytest.mark.parametrize("share", [0.6, 0.7, 0.8, 0.88])
+def test_a_clip_cut_off_at_its_end_gives_what_it_has(tmp_path: Path, suffix: str, codec: str, share: float) -> None:
+    path = made_clips.clip(tmp_path / f"clip.{suffix}", codec=codec, sound=None, ready=suffix == "mp4")
+    data = path.read_bytes()
+    video = open_video(data[: int(len(data) * share)])
     assert 0 < len(video) < 60
-    whole = AvVideo(open_source(data[: len(data) * 2 // 3]))
-    assert [made_clips.number(frame) for frame in whole.read(range(10))] == list(range(10))
-    assert [made_clips.number(frame) for frame in video.read(range(10))] == list(range(10))
+    numbers = [made_clips.number(frame) for frame in video.walk(range(len(video)))]
+    assert numbers == [round(30 * time) for time in video.times.tolist()]
+    assert made_clips.number(video.read([len(video) - 1])[0]) == numbers[-1]
 
 
 def test_channels_are_averaged_at_any_rate(tmp_path: Path) -> None:
