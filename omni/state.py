@@ -59,6 +59,13 @@ class KVState:
         """Forget each sequence's last tokens."""
         self.lengths = [length - count for length, count in zip(self.lengths, counts, strict=True)]
 
+    def forget(self, first: int, stop: int) -> None:
+        """Let go of what stands from first to stop in each sequence; buffers are replaced."""
+        for held in (self.keys, self.values):
+            for i, length in enumerate(self.lengths):
+                held[i] = torch.cat((held[i][:, :first], held[i][:, stop:length]), 1)
+        self.lengths = [length - (stop - first) for length in self.lengths]
+
     def take(self, sequences: Sequence[int]) -> KVState:
         """Just these sequences, sharing their buffers."""
         new = object.__new__(KVState)
@@ -248,6 +255,19 @@ class State:
                 if isinstance(layer, kind):
                     layer.rewind(counts)
         self.lengths = tuple(length - count for length, count in zip(self.lengths, counts, strict=True))
+
+    def forget(self, first: int, stop: int) -> None:
+        """Let go of the keys and values of some tokens, counted among those held; what Mamba took of them stays.
+
+        For attention without positions, where a token left out is plain deletion. Snapshots from before cannot be
+        restored. Raises ValueError for tokens that are not there.
+        """
+        held = min((min(layer.lengths) for layer in self.layers if isinstance(layer, KVState)), default=stop)
+        if not 0 <= first <= stop <= held:
+            raise ValueError(f"State.forget: tokens {first} to {stop} came, {held} are held; pass a part of them")
+        for layer in self.layers:
+            if isinstance(layer, KVState):
+                layer.forget(first, stop)
 
     def take(self, sequences: Sequence[int]) -> State:
         """Just these sequences without copying their keys and values; the whole must not be used afterwards."""
