@@ -96,6 +96,17 @@ class Block(nn.Module):
             return self.mixer.new_state(sequences, device, dtype)
         return None
 
+    def holds(self, state: LayerState) -> bool:
+        """Whether a memory is of this layer's kind and sizes."""
+        match self.mixer:
+            case Attention(config=c):
+                return isinstance(state, KVState) and state.keys[0].shape[::2] == (c.kv_heads, c.head_dim)
+            case Mamba(config=c):
+                wanted = (c.taps - 1, c.channels, c.heads, c.head_dim, c.state)
+                return isinstance(state, MambaState) and (*state.history.shape[1:], *state.ssm.shape[1:]) == wanted
+            case _:
+                return state is None
+
     def forward(
         self, x: Float[Tensor, "tokens width"], lengths: Lengths, state: LayerState = None
     ) -> Float[Tensor, "tokens width"]:
@@ -151,6 +162,8 @@ class Backbone(nn.Module):
                 f"Backbone: a state of {len(state)} sequences and {len(state.layers)} layers came for {len(lengths)} "
                 f"sequences and {len(self.layers)} layers; make one with new_state({len(lengths)})"
             )
+        if state is not None and not all(map(Block.holds, self._blocks(), state.layers)):
+            raise ValueError(f"Backbone: a state of another model came; make one with new_state({len(lengths)})")
         for block, memory in zip(self._blocks(), state.layers if state else (None,) * len(self.layers), strict=True):
             if self.checkpoint and state is None and torch.is_grad_enabled():
                 x = checkpoint(block, x, lengths, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)

@@ -75,7 +75,7 @@ def expand(
 def splice(batch: Batch, table: Float[Tensor, "vocabulary width"], features: Features | None) -> Spliced:
     """Embed the ids and put the features over the placeholders, differentiable in both.
 
-    Raises ValueError for an id outside the vocabulary.
+    Raises ValueError for an id outside the vocabulary, and for features of another width or number.
     """
     counts: dict[Kind, list[int]] = features.counts if features else {kind: [] for kind in KINDS}
     tokens, lengths, spans = expand(batch, counts)
@@ -91,6 +91,11 @@ def splice(batch: Batch, table: Float[Tensor, "vocabulary width"], features: Fea
         if features and places:
             at = torch.tensor([place for span in places for place in span], device=tokens.device, dtype=torch.long)
             values = {"image": features.image, "tubelet": features.tubelet, "audio": features.audio}[kind]
+            if values.shape != (len(at), table.shape[1]):
+                raise ValueError(
+                    f"splice: {kind} features of shape {tuple(values.shape)} came for {len(at)} places of width "
+                    f"{table.shape[1]}; encode this batch's media with this model"
+                )
             embeddings = embeddings.index_put((at,), values.to(embeddings.dtype))
     kept = features.kept if features else ()
     return Spliced(embeddings=embeddings, tokens=tokens, lengths=lengths, spans=spans, kept=kept)

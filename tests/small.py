@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from encoders.audio import AudioConfig
@@ -47,7 +49,38 @@ def towers(blocks: tuple[BlockConfig, ...], mtp: MTPConfig | None = None, sound:
 
 ROPE = AttentionConfig(heads=4, kv_heads=2, head_dim=8, rope=RopeConfig(theta=100.0))
 GATED = MLPConfig(hidden=48, gated=True)
+CHILD = (  # of a hybrid: each layer its own, and layers that are one linear or nothing
+    MambaConfig(heads=2, head_dim=8, state=4, groups=1, chunk=8),
+    MoEConfig(experts=4, top_k=2, hidden=8, shared=16, router="softmax", gated=True),
+    NoOpConfig(),
+    AttentionConfig(heads=4, kv_heads=1, head_dim=8, window=6, rope=RopeConfig(theta=100.0)),
+    LinearConfig(),
+    MLPConfig(hidden=20),
+    MAMBA,
+)
+OSS = (
+    AttentionConfig(heads=4, kv_heads=2, head_dim=8, rope=RopeConfig(theta=100.0), bias=True, sinks=True),
+    MoEConfig(
+        experts=4,
+        top_k=2,
+        hidden=16,
+        router="softmax",
+        gated=True,
+        selection_bias=False,
+        router_bias=True,
+        expert_bias=True,
+        clamp=7.0,
+    ),
+)
 FAMILIES = {
+    "hybrid child": text(CHILD),
+    "gpt-oss": OmniConfig(
+        backbone=BackboneConfig(
+            width=WIDTH, vocabulary=64, blocks=(*OSS, replace(OSS[0], window=5), replace(OSS[1], experts=6))
+        ),
+        keys="gpt_oss",
+    ),
+    "tied": OmniConfig(backbone=BackboneConfig(width=WIDTH, vocabulary=64, blocks=(MAMBA, MLP), tied=True)),
     "Omni": towers((MAMBA, MOE, ATTENTION, MOE)),
     "Omni with MTP": towers((MAMBA, LATENT, ATTENTION), MTPConfig(blocks=(ATTENTION, LATENT))),
     "V2 VL": towers((MAMBA, MLP, ATTENTION, MLP), sound=False),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import small
@@ -24,6 +26,23 @@ def test_a_batch_of_mixed_requests_equals_each_alone() -> None:
     assert len(together) == 6
     for got, request in zip(together, requests, strict=True):
         torch.testing.assert_close(got, model(request).logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_of_mixed_requests_equals_each_alone_in_bfloat16_but_for_rounding() -> None:
+    """The order of sums within a product may differ, and with it the last bit; a router near a tie turns on it."""
+    model = small.model(OMNI).bfloat16()
+    requests = [small.mixed(seed).to("cpu", torch.bfloat16) for seed in (1, 2, 3)] + [small.sentence(8)]
+    together = model(Batch.pack(requests))
+    exact = small.model(OMNI)(Batch.pack([small.mixed(seed) for seed in (1, 2, 3)] + [small.sentence(8)]))
+    assert together.logits.dtype == torch.bfloat16
+    assert together.lengths == exact.lengths
+    error = ((together.logits - exact.logits).norm(dim=-1) / exact.logits.norm(dim=-1)).median()
+    assert 1e-4 < float(error) < 0.03
+    for got, request in zip(together, requests, strict=True):
+        alone = model(request).logits
+        rows = ((got - alone).float().norm(dim=-1) / alone.float().norm(dim=-1)).median()
+        assert float(rows) < float(error)
 
 
 def test_packing_and_iterating_undo_one_another() -> None:
@@ -135,8 +154,7 @@ def test_one_step_lowers_the_loss_and_every_weight_takes_part(family: str) -> No
     before.backward()
     idle = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())]
     assert not idle
-    still = {name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.any())}
-    assert not {name for name in still if "relative_k" not in name}
+    assert not [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.any())]
     optimizer.step()
     with torch.no_grad():
         assert loss() < before
@@ -221,6 +239,15 @@ def batch(**changes: object) -> Batch:
     return Batch(**(values | changes))  # pyright: ignore[reportArgumentType]  (each case breaks one)
 
 
+def with_features(**changes: torch.Tensor) -> None:
+    model, request = small.model(OMNI), small.mixed(1)
+    plain: Any = inspect.unwrap(Features.__init__)  # the annotations would refuse it first
+    features = model.encode(request.media)
+    values = {name: getattr(features, name) for name in ("image", "tubelet", "audio", "counts", "kept")} | changes
+    plain(made := object.__new__(Features), **values)
+    model(request, features=made)
+
+
 PICTURE = Media(patches=torch.zeros(4, 768), grids=torch.tensor([[2, 2]]))
 
 
@@ -253,6 +280,8 @@ PICTURE = Media(patches=torch.zeros(4, 768), grids=torch.tensor([[2, 2]]))
             lambda: small.model(OMNI)(small.mixed(1), features=small.model(OMNI).encode(Media())),
             "encode this batch's media",
         ),
+        (lambda: with_features(image=torch.zeros(3, 32)), r"image features of shape \(3, 32\) came for 5 places"),
+        (lambda: with_features(audio=torch.zeros(3, 16)), "audio features of shape"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(make: object, message: str) -> None:

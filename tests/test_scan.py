@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from omni.attention import Attention, AttentionConfig, RopeConfig
 from omni.backbone import Backbone, BackboneConfig
 from omni.mamba import MambaConfig
 from omni.moe import MLPConfig, MoEConfig
+from omni.state import MambaState
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5).map(tuple)
 
@@ -133,9 +136,13 @@ BLOCKS = (
 )
 
 
-def backbone() -> Backbone:
+def backbone(kv_heads: int = 2) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(BackboneConfig(width=16, vocabulary=10, blocks=BLOCKS)).eval()
+    blocks = tuple(
+        replace(block, kv_heads=kv_heads) if isinstance(block, AttentionConfig) and block.heads == 4 else block
+        for block in BLOCKS
+    )
+    return Backbone(BackboneConfig(width=16, vocabulary=10, blocks=blocks)).eval()
 
 
 @settings(max_examples=25, deadline=None)
@@ -180,6 +187,28 @@ def test_token_by_token_equals_at_once() -> None:
     state = model.new_state(1)
     steps = torch.cat([model(x[t : t + 1], (1,), state) for t in range(20)])
     torch.testing.assert_close(steps, model(x, (20,)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_in_bfloat16_packed_pieces_and_steps_equal_the_whole_but_for_rounding() -> None:
+    """Weights and activations are rounded alike on every way; what differs is the order of sums within a product."""
+    model = backbone().bfloat16()
+    x = torch.randn(37, 16, generator=torch.Generator().manual_seed(8)).bfloat16()
+    lengths = (20, 17)
+    whole = model(x, lengths)
+    assert whole.dtype == torch.bfloat16
+    first, second = x.split(list(lengths))
+    alone = torch.cat((model(first, (20,)), model(second, (17,))))
+    state = model.new_state(1)
+    assert [layer.ssm.dtype for layer in state.layers if isinstance(layer, MambaState)] == [torch.float32] * 2
+    pieces = torch.cat([model(part, (len(part),), state) for part in first.split([9, 2, 9])])
+    state = model.new_state(1)
+    steps = torch.cat([model(row[None], (1,), state) for row in first])
+    exact = backbone()(x.float(), lengths)
+    noise = float((whole - exact).float().norm() / exact.norm())  # of bfloat16 itself
+    assert noise < 0.02
+    for got, want in ((alone, whole), (pieces, whole[:20]), (steps, whole[:20])):
+        assert float((got - want).float().norm() / want.float().norm()) < noise
 
 
 @torch.no_grad()

@@ -120,6 +120,12 @@ def test_what_does_not_fit_is_refused() -> None:
         state.restore(later)
     with pytest.raises(ValueError, match="indices 0 to 0"):
         state.select([1])
+    other = backbone(kv_heads=4).new_state(1)
+    with pytest.raises(ValueError, match="state of another model"):
+        model(tokens(5, 1), (5,), other)
+    assert other.lengths == (0,)
+    with pytest.raises(ValueError, match="state of another model"):
+        model(tokens(5, 1), (5,), State(tuple(reversed(model.new_state(1).layers)), [0]))
     with pytest.raises(ValueError, match="no state"):
         State.join([])
     with pytest.raises(ValueError, match="one model"):
