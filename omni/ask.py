@@ -1,10 +1,12 @@
-"""Ask: a question about files, in one call.
+"""Ask: a question about files, in one call; or read them once, and ask again and again.
 
 omni.ask("What is the total?", "invoice.pdf").text
+omni.ingest("talk.mp4").save("talk.omni"); omni.ask("Who speaks?", "talk.omni").text
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,6 +14,7 @@ from typing import Any, Literal, overload
 from omni.answer import Result
 from omni.generate import Stream
 from omni.load import OmniProcessor, load
+from omni.memory import Memory
 from omni.model import OmniModel
 
 
@@ -61,22 +64,64 @@ def ask(
 ) -> Result | Stream:
     """Ask about pictures, PDFs, videos and sounds: paths, bytes, or data URIs.
 
-    model: a name or folder (loaded once and kept), or what `omni.load` gave. think: whether to think before answering,
-    for at most about `budget` tokens. context: tokens that the prompt may take. settings: as of `model.generate`.
-    Raises ValueError for what cannot be read or does not fit.
+    The first may be a memory (`ingest`), or a file of one (.omni). model: a name or folder (loaded once and kept), or
+    what `omni.load` gave. think: whether to think before answering, for at most about `budget` tokens. context: tokens
+    that the prompt may take. settings: as of `model.generate`. Raises ValueError for what cannot be read or does not
+    fit.
     """
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
-    content = [{"type": "file", "path": str(file) if isinstance(file, Path) else file} for file in files]
     think = think and budget != 0
-    batch = processor(
-        [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
-        context=context,
-        enable_thinking=think,
-        reasoning_budget=budget if think else None,
-    )
-    pieces = reader.generate(batch, thinking_budget=budget if think else 0, stream=True, **settings)
+    memory, new = _remembered(files, reader)
+    content = [*_parts(new), {"type": "text", "text": question}]
+    if memory is not None:
+        left = None if context is None else context - memory.tokens
+        batch = processor.ask(content, after=memory.given, enable_thinking=think, context=left)
+    else:
+        batch = processor(
+            [{"role": "user", "content": content}],
+            context=context,
+            enable_thinking=think,
+            reasoning_budget=budget if think else None,
+        )
+    pieces = reader.generate(batch, thinking_budget=budget if think else 0, memory=memory, stream=True, **settings)
     assert isinstance(pieces, Stream)
     if stream:
         return pieces
     (result,) = pieces.results
     return result
+
+
+def ingest(
+    *files: Any,
+    model: Model = "tiny",
+    context: int | None = None,
+    video_pruning_rate: float | None = None,
+    think: bool = True,
+) -> Memory:
+    """Read pictures, PDFs, videos and sounds once, to be asked about again and again.
+
+    Where the first is a memory, or a file of one, the others are read behind it. context, video_pruning_rate: as of the
+    processor. think: only for models whose template says it before the files. Raises ValueError for what cannot be read
+    or does not fit.
+    """
+    reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
+    memory, new = _remembered(files, reader)
+    settings = {"context": context, "video_pruning_rate": video_pruning_rate, "enable_thinking": think}
+    messages = [{"role": "user", "content": _parts(new)}]
+    if memory is None:
+        return reader.ingest(processor.ingest(messages, **settings))
+    memory = memory.fork()
+    memory.append(processor.ingest(messages, after=memory.given, **settings))
+    return memory
+
+
+def _remembered(files: Sequence[Any], model: OmniModel) -> tuple[Memory | None, list[Any]]:
+    """The memory that the files begin with, and the others."""
+    first, *others = files or [None]
+    if isinstance(first, str | Path) and str(first).endswith(".omni"):
+        first = Memory.load(first, model)
+    return (first, others) if isinstance(first, Memory) else (None, list(files))
+
+
+def _parts(files: Sequence[Any]) -> list[dict[str, Any]]:
+    return [{"type": "file", "path": str(file) if isinstance(file, Path) else file} for file in files]

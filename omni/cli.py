@@ -1,4 +1,4 @@
-"""The command line: `omni ask`, `omni plan`, `omni inspect`, `omni doctor`, `omni bench`."""
+"""The command line: `omni ask`, `ingest`, `replay`, `plan`, `inspect`, `doctor`, `bench`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from omni.cli_memory import ingest, replay
+from omni.shell import console, fail, size
 
 app = typer.Typer(
     help="Ask any document, long video or sound a question, on any machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console()
 
 
 @app.callback()
@@ -103,7 +104,7 @@ def inspect(
     try:
         config = from_hf(read_config(path))
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     found: Anatomy = anatomy(config)
     sizes = {name: found.bytes_at(bits) for name, bits in BITS.items()}
     if as_json:
@@ -133,12 +134,12 @@ def inspect(
         layers.add_row(str(count), escape(text))
     console.print(layers)
     memory = Table("memory", "")
-    for name, size in sizes.items():
-        memory.add_row(f"weights, {name}", _bytes(size))
+    for name, weight in sizes.items():
+        memory.add_row(f"weights, {name}", size(weight))
     memory.add_section()
-    memory.add_row("cache a token, bf16", _bytes(2 * found.kv_elements))
-    memory.add_row("state a sequence, fp32", _bytes(4 * found.state_elements))
-    memory.add_row(f"one sequence of {context} tokens", _bytes(found.cache_bytes(context)))
+    memory.add_row("cache a token, bf16", size(2 * found.kv_elements))
+    memory.add_row("state a sequence, fp32", size(4 * found.state_elements))
+    memory.add_row(f"one sequence of {context} tokens", size(found.cache_bytes(context)))
     console.print(memory)
 
 
@@ -161,7 +162,7 @@ def plan(
         overflow = "drop" if drop else "refuse"
         made = processor.plan(messages, context=context, preset=preset, video_pruning_rate=evs, overflow=overflow)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     if as_json:
         typer.echo(json.dumps(made.to_dict()))
         return
@@ -174,21 +175,24 @@ def plan(
     for left in made.left_out:
         console.print(f"left out: {escape(left)}")
     console.print(f"{made.tokens} tokens in all ({made.text_tokens} of the conversation's own), preset {preset}")
-    console.print(f"state after the prompt: {_bytes(made.cache_bytes)}")
+    console.print(f"state after the prompt: {size(made.cache_bytes)}")
 
 
 @app.command()
 def ask(
-    what: Annotated[list[str], typer.Argument(metavar="[FILE]... QUESTION", help="pictures, PDFs, videos, sounds")],
+    what: Annotated[
+        list[str], typer.Argument(metavar="[FILE]... QUESTION", help="pictures, PDFs, videos, sounds, or a memory")
+    ],
     model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = True,
     budget: Annotated[int | None, typer.Option(help="tokens to think, 0: none")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="thinking and answer together")] = 1024,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="of the random numbers")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="what the model was given, as a page (.html) or .json")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Ask a question about files; the answer comes as it is written, thinking dimmed."""
+    """Ask a question about files, or about what `omni ingest` kept; the answer comes as it is written."""
     from omni.ask import ask as begin
 
     *files, question = what
@@ -208,14 +212,20 @@ def ask(
             if not as_json:
                 console.print(Text(piece.text, style="dim" if piece.thinking else ""), end="", soft_wrap=True)
         (result,) = pieces.results
+        if receipt is not None:
+            result.receipt.save(receipt)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
         return
     console.print()
     if result.stopped == "length":
         typer.secho(f"cut off after {max_new_tokens} tokens; --max-new-tokens allows more", err=True, fg="yellow")
+
+
+app.command()(ingest)
+app.command()(replay)
 
 
 @app.command()
@@ -227,7 +237,7 @@ def bench(
 ) -> None:
     """Times stages side by side with the reference in one run, results checked first. A table, then one JSON line."""
     if what != "media":
-        _fail(f"bench: {what!r} is unknown; want media")
+        fail(f"bench: {what!r} is unknown; want media")
     from omni import bench as benchmarks
 
     results, memory = benchmarks.media(minutes, pages, repeats)
@@ -236,7 +246,7 @@ def bench(
         table.add_row(r.name, f"{r.ours:.2f}", f"{r.theirs:.2f}", f"{r.ratio:.2f}", f"{r.spread:.0%}", r.note)
     console.print(table)
     grown = memory["hour_bytes"] - memory["minute_bytes"]
-    console.print(f"an hour at 1 fps by segments: peak {_bytes(grown)} above that of a minute")
+    console.print(f"an hour at 1 fps by segments: peak {size(grown)} above that of a minute")
     typer.echo(benchmarks.report(results, memory))
 
 
@@ -255,15 +265,3 @@ BITS: dict[str, float] = {"fp32": 32, "bf16 / fp16": 16, "fp8 / int8": 8, "nvfp4
 
 def _billions(count: int) -> str:
     return f"{count / 1e9:.2f}B" if count >= 1e8 else f"{count / 1e6:.2f}M"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} B"
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(message, err=True, fg="red")
-    raise typer.Exit(2)

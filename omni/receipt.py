@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ FORMAT, VERSION = "omni receipt", 1
 class Receipt:
     """seen: items, files, places, masks, pictures. ids: of the prompt, one a place. pieces: its text, and between the
     texts the numbers of places. settings: of the answer, the seed and the drafts included. answer: text, thinking,
-    tokens and why it stopped. seconds: by stage.
+    tokens and why it stopped. seconds: by stage. when: the answer was done, UTC.
     """
 
     seen: Seen
@@ -39,6 +40,7 @@ class Receipt:
     settings: Mapping[str, Any]
     answer: Mapping[str, Any]
     seconds: Mapping[str, float]
+    when: str
 
     @classmethod
     def of(
@@ -55,11 +57,12 @@ class Receipt:
         ids, pieces = list[int](), list[str | int]()
         for number, (start, stop) in enumerate(pairwise(edges)):
             run = tokens[start:stop].tolist()
-            text = number % 2 == 0
-            ids += run if text else run[:1]
-            if not text:
-                pieces.append(number // 2)
+            place = number // 2
+            if number % 2:
+                ids.append(seen.places[place].token)
+                pieces.append(place)
             elif run:
+                ids += run
                 pieces.append(codec.tokenizer.decode(run, clean_up_tokenization_spaces=False))
         answer = {
             "text": result.text,
@@ -78,6 +81,7 @@ class Receipt:
             settings={**asdict(result.settings), "draft": draft},
             answer=answer,
             seconds={"decode media": seen.given.seconds, **result.seconds},
+            when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +89,7 @@ class Receipt:
         return {
             "format": FORMAT,
             "version": VERSION,
+            "when": self.when,
             "answer": dict(self.answer),
             "prompt": {"ids": list(self.ids), "pieces": list(self.pieces)},
             "seen": self.seen.to_dict(),
@@ -110,6 +115,7 @@ class Receipt:
                 settings=values["settings"],
                 answer=values["answer"],
                 seconds=values["seconds"],
+                when=values["when"],
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"receipt: it is damaged ({error!r}); write it again") from None

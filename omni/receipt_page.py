@@ -18,6 +18,7 @@ from processors.given import GivenItem
 
 IDS = 4000  # shown of a prompt
 TITLE = 400  # characters of a question shown as the title
+TOKEN_SECONDS = 0.08  # of sound
 ENDS = {"eos": "end token", "length": "length limit", "stop": "stop string"}
 STAGES = {
     "decode media": "decode files",
@@ -39,6 +40,7 @@ def page(seen: Seen, ids: Sequence[int], pieces: Sequence[str | int], values: Ma
     return around.get_template("receipt.html.jinja").render(
         title=_question(seen)[:TITLE],
         answer=values["answer"],
+        when=values["when"],
         facts=_facts(seen, values),
         items=[_item(item, places, seen) for item, places in zip(items, ranges, strict=True)],
         nothing="Text alone, no files.",
@@ -51,7 +53,8 @@ def page(seen: Seen, ids: Sequence[int], pieces: Sequence[str | int], values: Ma
         },
         stages=_stages(values["seconds"]),
         remembered=_remembered(seen),
-        tables=_tables(seen, values),
+        tables=_tables(values),
+        rules=_rules(seen),
     )
 
 
@@ -130,23 +133,22 @@ def _item(item: GivenItem, numbers: range, seen: Seen) -> dict[str, Any]:
 
 def _labels(item: GivenItem, places: list[Place], frames: int) -> list[tuple[str, str]]:
     """Of each place: what it is, and how much of it."""
-    details, labels, step, page_number, second = item.details, list[tuple[str, str]](), 0, 0, 0.0
+    details, labels, steps, pages, second = item.details, list[tuple[str, str]](), 0, 0, 0.0
     for place in places:
-        tokens = f"{place.tokens} tokens"
+        tokens = f"{place.tokens:,} tokens"
         if place.kind == "tubelet":
-            true, told = (details.get(f"{clock}_seconds", [])[step * frames :][:frames] for clock in ("true", "told"))
-            step += 1
-            label = f"frames from {clock_time(true[0])}" if true else f"tubelet {step}"
-            slow = [moment for moment in zip(true, told, strict=True) if abs(moment[0] - moment[1]) >= 0.005]
-            heard = ", told as " + ", ".join(f"{second:.2f} s" for _, second in slow) if slow else ""
-            labels.append((label.replace("frames from ", ""), f"{tokens}{heard}"))
+            true, told = (details.get(f"{clock}_seconds", [])[steps * frames :][:frames] for clock in ("true", "told"))
+            steps += 1
+            slow = any(abs(a - b) >= 0.005 for a, b in zip(true, told, strict=True))
+            heard = f", told {', '.join(f'{moment:.2f}' for moment in told)}" if slow else ""
+            labels.append((", ".join(map(clock_time, true)) or f"tubelet {steps}", tokens + heard))
         elif place.kind == "image" and item.kind == "document":
             dpi = details.get("effective_dpi", [])
-            number = details["pages"][page_number]
-            labels.append((f"page {number}", tokens + (f", {dpi[page_number]:g} dpi" if dpi else "")))
-            page_number += 1
+            drawn = f", {dpi[pages]:g} dpi" if dpi else ""
+            labels.append((f"page {details['pages'][pages]}{drawn}", tokens))
+            pages += 1
         else:
-            until = second + place.tokens * 0.08
+            until = second + place.tokens * TOKEN_SECONDS
             labels.append((f"{clock_time(second)} to {clock_time(until)}" if place.kind == "audio" else "", tokens))
             second = until
     return labels
@@ -169,8 +171,8 @@ def _lines(item: GivenItem, places: list[Place], masks: Mapping[int, Tensor]) ->
         )
         if abs(true[-1] - told[-1]) >= 0.005:
             lines.append(
-                "Times here are true. The model reads the clock it was trained with, which counts whole milliseconds "
-                f"a frame: it calls {clock_time(true[-1])} {told[-1]:.2f} s."
+                "Times here are true. The model was told those of the clock it was trained with, which runs slow: "
+                f"{told[-1]:.2f} s for the last frame, at {clock_time(true[-1])}."
             )
         if masks:
             kept = sum(int(mask.sum()) for mask in masks.values())
@@ -248,18 +250,22 @@ def _remembered(seen: Seen) -> str:
     )
 
 
-def _tables(seen: Seen, values: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    settings, asked = _flat(values["settings"]), seen.given.calls[-1].arguments if seen.given.calls else {}
-    files = [
-        *((name, str(value)) for name, value in asked.items() if value is not None),
-        *((name, str(value)) for name, value in _flat(seen.given.rules)),
-    ]
-    model = values["model"]
-    return [
-        ("Settings of the answer", [(name, str(value)) for name, value in settings if value not in (None, (), [])]),
-        ("Model and machine", [("weights (SHA-256)", model["fingerprint"]), *model["environment"].items()]),
-        *([("How files became tokens", files)] if files else []),
-    ]
+def _tables(values: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Names and values, by title."""
+    settings, model = _flat(values["settings"]), values["model"]
+    return {
+        "Settings of the answer": [
+            (name.removeprefix("sampling."), str(value)) for name, value in settings if value not in (None, (), [])
+        ],
+        "Model and machine": [("weights", model["fingerprint"]), *model["environment"].items()],
+    }
+
+
+def _rules(seen: Seen) -> list[tuple[str, str]]:
+    """What the caller asked of the processor, then every rule."""
+    asked = seen.given.calls[-1].arguments if seen.given.calls else {}
+    rules = [(name, value) for name, value in _flat(seen.given.rules) if name not in asked]
+    return [(name, str(value).strip()) for name, value in [*_flat(asked), *rules] if value is not None]
 
 
 def _flat(values: Mapping[str, Any], stem: str = "") -> list[tuple[str, Any]]:

@@ -29,13 +29,14 @@ SIDE = 192  # of a picture, in pixels
 class Place:
     """Where the features of one picture, tubelet or sound stand: `tokens` of them from `start` on.
 
-    items: how many tiles or chunks they come from. frames, trims: of a sound, mel frames of each chunk and the tokens
-    dropped at its ends.
+    token: the id that stands for it. items: how many tiles or chunks they come from. frames, trims: of a sound, mel
+    frames of each chunk and the tokens dropped at its ends.
     """
 
     kind: Kind
     start: int
     tokens: int
+    token: int
     items: int = 1
     frames: tuple[int, ...] = ()
     trims: tuple[tuple[int, int], ...] = ()
@@ -69,6 +70,7 @@ class Seen:
                     kind=slot.kind,
                     start=self.tokens + start,
                     tokens=stop - start,
+                    token=int(batch.tokens[slot.position]),
                     items=slot.count,
                     frames=tuple(frames[heard]),
                     trims=tuple(trims[heard]),
@@ -110,7 +112,7 @@ class Seen:
         """Plain values, for JSON."""
         return {
             "tokens": self.tokens,
-            "places": [[p.kind, p.start, p.tokens, p.items, p.frames, p.trims] for p in self.places],
+            "places": [[p.kind, p.start, p.tokens, p.token, p.items, p.frames, p.trims] for p in self.places],
             "kept": [[number, *mask.shape, _packed(mask)] for number, mask in self.kept.items()],
             "looks": {str(number): base64.b64encode(picture).decode() for number, picture in self.looks.items()},
             "given": self.given.to_dict(),
@@ -127,11 +129,12 @@ class Seen:
                     kind=kind,
                     start=start,
                     tokens=tokens,
+                    token=token,
                     items=items,
                     frames=tuple(frames),
                     trims=tuple((a, b) for a, b in trims),
                 )
-                for kind, start, tokens, items, frames, trims in values["places"]
+                for kind, start, tokens, token, items, frames, trims in values["places"]
             ),
             kept={number: _unpacked(bits, rows, cols) for number, rows, cols, bits in values["kept"]},
             looks={int(number): base64.b64decode(picture) for number, picture in values["looks"].items()},

@@ -1,0 +1,62 @@
+"""Commands about what was given and kept: `omni ingest`, `omni replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from omni.shell import console, fail, size
+
+
+def ingest(
+    files: Annotated[
+        list[Path], typer.Argument(help="pictures, PDFs, videos, sounds; first of all a memory to add to")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="where to keep it: talk.omni")],
+    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
+    context: Annotated[int | None, typer.Option(help="tokens that the files may take")] = None,
+    evs: Annotated[float | None, typer.Option(help="share of a video's tokens to remove")] = None,
+    kv: Annotated[str, typer.Option(help="keys and values: exact, bfloat16, float8, int8")] = "exact",
+) -> None:
+    """Read files once and keep what the model remembers; `omni ask talk.omni "..."` goes on from there."""
+    from omni.ask import ingest as read
+
+    try:
+        memory = read(*files, model=model, context=context, video_pruning_rate=evs)
+        memory.save(output, kv=kv)
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        typer.secho(f"interrupted; {output} was not written", err=True, fg="yellow")
+        raise typer.Exit(130) from None
+    spent = sum(value for stage, value in memory.seen.memory.items() if stage != "tokens")
+    console.print(
+        f"{escape(str(output))}: {memory.tokens} tokens of {len(memory.given.items)} files, "
+        f"{size(output.stat().st_size)}; decoded in {memory.given.seconds:.1f} s, read in {spent:.1f} s"
+    )
+
+
+def replay(
+    receipt: Annotated[Path, typer.Argument(help="what `omni ask --receipt receipt.json` wrote")],
+    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
+    file: Annotated[list[str] | None, typer.Option(help="NAME=PATH: where a file of the receipt is now")] = None,
+) -> None:
+    """Make an answer again from its receipt, or say what differs; ends with code 1 where the tokens are others."""
+    from omni.load import load
+    from omni.receipt import Receipt
+    from omni.replay import replay as again
+
+    try:
+        files = dict(pair.split("=", 1) for pair in file or [] if "=" in pair)
+        made = again(Receipt.load(receipt), *load(model), files)
+    except ValueError as error:
+        fail(str(error))
+    console.print(escape(made.result.text))
+    for difference in made.differences:
+        typer.secho(f"differs: {difference}", err=True, fg="yellow")
+    if not made.same:
+        raise typer.Exit(1)
+    typer.secho(f"the same {len(made.result.tokens)} tokens", err=True, fg="green")
