@@ -60,9 +60,7 @@ class Engine:
         self, model: LanguageModel, draft: int | Literal["auto"] | None = None, limit: int | None = None
     ) -> None:
         self.model, self.codec, self.limit = model, codec_of(model), limit
-        self.depth = Depth(draft)
-        if self.depth.any:
-            Drafter.new(model)
+        self.depth = Depth.of(draft, model)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._state: State | None = None  # of those that run, in their order
@@ -107,7 +105,7 @@ class Engine:
             self._close(request)
         self._let_go()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Piece]:
         """Read a cell, write a round; the text that can be shown now."""
         pieces: list[Piece] = []
@@ -131,7 +129,7 @@ class Engine:
                 return []
             hidden = prefix.finish(self.model)
             self.waiting.popleft()
-            pieces = self._choose([request], hidden, [])
+            pieces, _ = self._choose([request], hidden, [])
         if request.writer.stopped:
             self._close(request)
             return pieces
@@ -150,8 +148,8 @@ class Engine:
             embeddings = self.model.look_up(torch.tensor(tokens).flatten())
             assert self._state
             hidden = self.model.read(embeddings, (rows,) * len(tokens), self._state)
-            pieces = self._choose(self.running, hidden, drafts)
-            self._state.rewind([rows - len(request.fresh) for request in self.running])
+            pieces, counts = self._choose(self.running, hidden, drafts)
+            self._state.rewind([rows - count for count in counts])
         return pieces
 
     def _draft(self, depth: int) -> list[list[Draft]]:
@@ -162,6 +160,8 @@ class Engine:
         hidden = torch.cat([request.hidden for request in self.running if request.hidden is not None])
         tokens, lengths = [token for each in fresh for token in each], tuple(len(each) for each in fresh)
         steps = self._drafter.draft(self.model, tokens, hidden, lengths, depth, self._propose)
+        for request in self.running:
+            request.fresh, request.hidden = [], None
         return [list(column) for column in zip(*steps, strict=True)]
 
     def _propose(self, logits: Float[Tensor, "sequences vocabulary"]) -> list[Draft]:
@@ -174,21 +174,29 @@ class Engine:
 
     def _choose(
         self, requests: list[Request], hidden: Float[Tensor, "tokens width"], drafts: list[list[Draft]]
-    ) -> list[Piece]:
-        """Let each write by its rows."""
+    ) -> tuple[list[Piece], list[int]]:
+        """Let each write by its rows; what can be shown, and how many tokens each wrote."""
         logits = self.model.score(hidden)
         logits[:, self._banned] = -torch.inf
         best = logits.argmax(-1).tolist()
-        rows, pieces = len(hidden) // len(requests), list[Piece]()
+        rows, pieces, counts = len(hidden) // len(requests), list[Piece](), list[int]()
         for i, request in enumerate(requests):
             mine, drafted = slice(i * rows, (i + 1) * rows), drafts[i] if drafts else []
             before = len(request.writer.tokens)
             pieces += request.writer.write(logits[mine], best[mine], drafted)
-            request.fresh = request.writer.tokens[before:]
-            request.hidden = hidden[mine][: len(request.fresh)]
-            if drafted and not request.writer.stopped:
-                self.depth.learn(len(drafted), len(request.fresh) - 1)
-        return pieces
+            written = request.writer.tokens[before:]
+            counts.append(len(written))
+            if self.depth.any:
+                self._remember(request, written, hidden[mine][: len(written)])
+                if drafts and not request.writer.stopped:
+                    self.depth.learn(len(drafted), len(written) - 1)
+        return pieces, counts
+
+    @staticmethod
+    def _remember(request: Request, tokens: list[int], hidden: Tensor) -> None:
+        """Keep for the multi-token head what was written since it drafted last."""
+        request.fresh = request.fresh + tokens
+        request.hidden = hidden if request.hidden is None else torch.cat((request.hidden, hidden))
 
     def _close(self, request: Request) -> None:
         """Draw up the result and its receipt."""

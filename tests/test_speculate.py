@@ -45,7 +45,8 @@ def results(model: OmniModel, draft: object, **wishes: object) -> list[Result]:
     return made
 
 
-def test_greedy_answers_are_equal_with_drafts_right_and_wrong() -> None:
+def test_greedy_answers_are_equal_with_drafts_right_and_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Depth, "of", classmethod(lambda cls, wanted, model: cls(wanted)))  # as for a deep model
     for model, most in ((agreeing(), 0.95), (talker.talker(talker.DRAFTS), 1.0)):
         want = [result.tokens for result in results(model, None, max_new_tokens=40)]
         for draft in (1, 3, 7, "auto"):
@@ -118,9 +119,20 @@ def test_the_depth_follows_what_is_accepted() -> None:
     good, bad = Depth("auto"), Depth("auto")
     for _ in range(200):
         good.learn(int(good), int(good))
+    tried = []
+    for _ in range(400):
+        tried.append(int(bad))
         bad.learn(int(bad), 0)
     assert int(good) == 7
-    assert int(bad) == 1
+    assert tried[0] > 1
+    assert set(tried[100:]) == {0, 1}  # drafts do not pay, and are tried again now and then
+    assert tried[100:].count(1) < 100
     assert [int(Depth(wanted)) for wanted in (None, 0, 4)] == [0, 0, 4]
     with pytest.raises(ValueError, match="want 0 to 7"):
         Depth(8)
+
+
+def test_the_deeper_the_model_the_longer_the_drafts() -> None:
+    shallow, deep = Depth("auto", cost=0.3), Depth("auto", cost=0.02)
+    assert 0 < int(shallow) < int(deep)
+    assert Depth.of("auto", talker.talker(talker.DRAFTS)).cost == pytest.approx(2 / 3)
