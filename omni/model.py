@@ -6,7 +6,7 @@ models are the same without towers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,13 +56,21 @@ class Output:
         return iter(self.logits.split(list(self.lengths)))
 
 
+Prune = Callable[[Tensor, Tensor, Tensor], Tensor]  # features, (steps, rows, cols) and rate of each clip → kept
+
+
 class OmniModel(nn.Module):
-    """A model of the family, as its config says; parts without a config are absent (None)."""
+    """A model of the family, as its config says; parts without a config are absent (None).
+
+    prune: which tokens of a clip stay: EVS scored in float32. Set another of `token_reduction` (causal, random,
+    uniform, a partial of `evs` with a score_dtype) to compare; all keep the same number, so plans stay right.
+    """
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__()
         self.config = config
         self.codec: Codec | None = None
+        self.prune: Prune = evs
         width, eps = config.backbone.width, config.backbone.eps
         self.embeddings = nn.Embedding(config.backbone.vocabulary, width)
         self.backbone = Backbone(config.backbone)
@@ -154,7 +162,7 @@ class OmniModel(nn.Module):
         counts = (media.grids // self.config.shuffle).prod(-1)
         image, tubelet = x.split([int(counts.sum()), len(x) - int(counts.sum())])
         clips = torch.cat((media.clips[:, :1], media.clips[:, 1:] // self.config.shuffle), 1)
-        mask = evs(tubelet.detach(), clips, media.rates)
+        mask = self.prune(tubelet.detach(), clips, media.rates)
         kept = tuple(part.view(*clip) for part, clip in _by_clip(mask, clips))
         return image, tubelet[mask], (counts.tolist(), num_kept_per_step(mask, clips).tolist()), kept
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from omni.model import OmniModel
 from omni.moe import Router
 from omni.splice import Features
 from processors.batch import Batch, Media, Slot
+from token_reduction import evs, evs_causal, random_dropping, uniform_dropping
 
 OMNI = small.FAMILIES["Omni"]
 
@@ -76,6 +79,22 @@ def test_ids_and_embeddings_agree_after_pruning() -> None:
     assert torch.equal(
         spliced.embeddings[spliced.spans[0][0] : spliced.spans[0][1]], features.image[: features.counts["image"][0]]
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prune", [evs_causal, random_dropping, uniform_dropping, partial(evs, score_dtype=torch.half)])
+def test_clips_may_be_pruned_otherwise_to_the_same_number(prune: Callable[..., torch.Tensor]) -> None:
+    model, request = small.model(OMNI), small.mixed(3)
+    whole = model(request)
+    media = request.media
+    plain = model.encode(replace(media, rates=torch.zeros(2, dtype=torch.float64))).tubelet
+    model.prune = prune
+    torch.manual_seed(4)
+    features = model.encode(media)
+    torch.manual_seed(4)
+    mask = prune(plain, torch.tensor([[3, 1, 2], [4, 2, 2]]), media.rates)
+    assert torch.equal(features.tubelet, plain[mask])
+    assert len(model(request, features=features).tokens) == len(whole.tokens)
 
 
 @torch.no_grad()
