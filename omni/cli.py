@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.shell import console, fail, size
 
@@ -225,6 +226,7 @@ def ask(
 
 
 app.command()(ingest)
+app.command()(listen)
 app.command()(replay)
 
 

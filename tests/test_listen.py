@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import relative_error
 from torch import Tensor
+from typer.testing import CliRunner
 
 from encoders.window import Window
 from omni.answer import Settings
+from omni.cli import app
 from omni.codec import Codec
 from omni.ear import Ear, window
 from omni.engine import Engine
@@ -196,6 +202,65 @@ def test_silence_is_not_transcribed_and_an_open_line_is_told_without_being_kept(
     assert told.end <= 4.5
     assert live.hear(samples[:0], last=True) == quiet.hear(samples[:0], last=True)
     assert live.partial() is None
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    MODEL.save_pretrained(made)
+    TOKENIZER.save_pretrained(made)
+    return made
+
+
+def pcm(samples: Tensor) -> bytes:
+    return (samples * 32767).short().numpy().astype("<i2").tobytes()
+
+
+def told(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def test_the_command_writes_lines_answers_and_keeps_what_it_heard(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "questions").write_text("Who is it?\n\n")
+    arguments = ["listen", "--model", folder, "--rate", 16000, "--chunk", 0.4, "--partial", 2, "--keep", 60]
+    arguments += ["--ask", "What was said?", "--questions", tmp_path / "questions", "-o", tmp_path / "talk.omni"]
+    runner = CliRunner(env={"COLUMNS": "200"})
+    run = runner.invoke(app, [*map(str, arguments), "--json"], input=pcm(noise(14.0)))
+    assert run.exit_code == 0, run.output
+    happened = told(run.output)
+    lines = [each for each in happened if each["kind"] == "line"]
+    assert (lines[0]["start"], lines[-1]["end"]) == (0.0, 14.0)
+    assert [each["question"] for each in happened if each["kind"] == "answer"] == ["Who is it?", "What was said?"]
+    assert any(each["kind"] == "partial" for each in happened)
+    (end,) = (each for each in happened if each["kind"] == "end")
+    kept = Memory.load(tmp_path / "talk.omni", MODEL)
+    assert (end["seconds"], end["tokens"]) == (14.0, kept.tokens)
+    shown = runner.invoke(app, [*map(str, arguments[:9]), "--no-transcript"], input=pcm(noise(1.0)))
+    assert "0:01.0 heard" in shown.output
+    broken = runner.invoke(app, ["listen", "--model", str(folder)], input=b"no sound at all" * 9)
+    assert broken.exit_code == 2
+    assert "send WAV" in broken.output
+
+
+def test_interrupted_it_ends_in_order(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", folder, "--rate", 16000, "--chunk", 0.4, "--partial", 1, "-o", tmp_path / "talk.omni"]
+    command = [sys.executable, "-c", "from omni.cli import app; app()", "listen", "--json", *map(str, arguments)]
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False, cwd=root) as run:
+        assert run.stdin
+        assert run.stdout
+        run.stdin.write(pcm(noise(8.0)))
+        run.stdin.flush()
+        first = run.stdout.readline()  # it hears; more might be said
+        run.send_signal(signal.SIGINT)
+        happened = told((first + run.stdout.read()).decode())
+        assert run.wait(60) == 0
+    assert happened[-1]["kind"] == "end"
+    assert 4 <= happened[-1]["seconds"] <= 8
+    assert Memory.load(tmp_path / "talk.omni", MODEL).tokens == happened[-1]["tokens"]
 
 
 # Memory
