@@ -16,6 +16,7 @@ import jiwer
 import torch
 
 from omni.answer import Result
+from omni.generate import Stream
 from omni.load import OmniProcessor
 from omni.model import OmniModel
 from omni.train import mixture
@@ -128,8 +129,8 @@ def ask(
             messages = [{"role": "user", "content": [*parts_of(example.media, rate), question]}]
             batches.append(processor(messages, enable_thinking=thinking))
         results = model.generate(Batch.pack(batches), max_new_tokens=longest)
-        assert not hasattr(results, "results"), "not a stream"
-        answers += results if isinstance(results, list) else [results]  # pyright: ignore[reportArgumentType]  (no stream)
+        assert not isinstance(results, Stream)
+        answers += results if isinstance(results, list) else [results]
     return answers
 
 

@@ -69,7 +69,11 @@ def watched(module: nn.Module | None) -> Iterator[list[Tensor]]:
     """What a module gives while this is open."""
     assert module is not None
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _given, out: seen.append(out))
+
+    def look(_module: nn.Module, _given: object, out: Tensor) -> None:
+        seen.append(out)
+
+    handle = module.register_forward_hook(look)
     try:
         yield seen
     finally:

@@ -19,7 +19,7 @@ from omni.train.data.example import Example, Film, Medium, Picture, Recording
 from omni.train.data.page import CHARS
 from omni.train.tokens import tokenizer
 from processors import audio, image, video
-from processors.batch import Batch, Media, Slot
+from processors.batch import Batch, Kind, Media, Slot
 
 PIXELS = image.PixelRule()
 SOUND = audio.REFERENCE
@@ -184,7 +184,7 @@ def paired(fields: np.ndarray) -> np.ndarray:
     return np.concatenate((marks[0::2], marks[1::2]), -1)
 
 
-def expanded(packed: Packed, counts: dict[str, list[int]]) -> Bool[Tensor, " tokens"]:
+def expanded(packed: Packed, counts: dict[Kind, list[int]]) -> Bool[Tensor, " tokens"]:
     """Which of the spliced tokens are to be learnt, given the features that arrived for each item."""
     repeats: Int[Tensor, " ids"] = torch.ones(len(packed.learnt), dtype=torch.long)
     for slot in packed.batch.slots:

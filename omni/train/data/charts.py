@@ -83,8 +83,8 @@ def chart(
     axes = figure.add_subplot()
     axes.set_facecolor(figure.get_facecolor())
     one = rng.random() < 0.5 and kind != "pie"
-    paints = [rng.choice(PAINTS)] * count if one or kind == "line" else rng.sample(PAINTS, count)
-    inks = [tuple(channel / 255 for channel in COLOURS[paint]) for paint in paints]
+    paints: list[str] = [rng.choice(PAINTS)] * count if one or kind == "line" else rng.sample(PAINTS, count)
+    inks = [(red / 255, green / 255, blue / 255) for red, green, blue in (COLOURS[paint] for paint in paints)]
     told = rng.random() < 0.5  # whether values are printed
     total = sum(values)
     shares = [round(100 * value / total) for value in values]

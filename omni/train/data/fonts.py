@@ -59,11 +59,15 @@ def families() -> dict[str, tuple[str, str]]:
     return pairs
 
 
+def _mask(font: ImageFont.FreeTypeFont, char: str) -> bytes:
+    return bytes(font.getmask(char))  # pyright: ignore[reportArgumentType]  (iterable, which its stub does not know)
+
+
 def _complete(path: str) -> bool:
     """Whether all characters are there, drawn each its own way."""
     font = ImageFont.truetype(path, 16)
-    shapes = {bytes(font.getmask(char)) for char in ALPHABET[1:]}
-    return len(shapes) > 88 and bytes(font.getmask("\uffff")) not in shapes
+    shapes = {_mask(font, char) for char in ALPHABET[1:]}
+    return len(shapes) > 88 and _mask(font, "\uffff") not in shapes
 
 
 def faces(held_out: bool = False) -> tuple[tuple[str, str], ...]:

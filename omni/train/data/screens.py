@@ -28,7 +28,8 @@ def screen(
     """A window; what can be asked: (question, answer, the box in which a click is right, as shares)."""
     width, height = 32 * rng.randint(7, 11), 32 * rng.randint(5, 9)
     dark = rng.random() < 0.25
-    back: Ink = (rng.randint(30, 60),) * 3 if dark else (rng.randint(225, 255),) * 3
+    grey = rng.randint(30, 60) if dark else rng.randint(225, 255)
+    back: Ink = (grey, grey, grey)
     ink: Ink = (235, 235, 235) if dark else (20, 20, 20)
     page = Page(width, height, back)
     page.draw = ImageDraw.Draw(page.image)
