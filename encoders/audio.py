@@ -240,7 +240,13 @@ class ConformerBlock(nn.Module):
         self.conv = Convolution(config)
         self.feed_forward2 = FeedForward(config)
 
-    def forward(self, x: Tensor, attended: Sequence[Span], convolved: Sequence[Span], distances: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "tokens width"],
+        attended: Sequence[Span],
+        convolved: Sequence[Span],
+        distances: Float[Tensor, "distances width"],
+    ) -> Float[Tensor, "tokens width"]:
         """One layer over packed sounds; spans and distances as its parts take them."""
         x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
         x = x + self.self_attn(self.norm_self_att(x), attended, distances)

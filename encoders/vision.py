@@ -28,15 +28,21 @@ class VisionTower(Protocol):
     width: int
     patch_size: int
 
-    def embed_images(self, patches: Tensor, grids: Tensor) -> Tensor:
-        """Image patches (patches, pixels) with positions → (patches, width)."""
+    def embed_images(
+        self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "images 2"]
+    ) -> Float[Tensor, "patches width"]:
+        """Image patches with positions, packed; grids are (rows, cols) of each image."""
         ...
 
-    def embed_tubelets(self, patches: Tensor, grids: Tensor) -> Tensor:
+    def embed_tubelets(
+        self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "tubelets 2"]
+    ) -> Float[Tensor, "patches width"]:
         """The same for the patches of tubelets."""
         ...
 
-    def encode(self, x: Tensor, grids: Tensor) -> Tensor:
+    def encode(
+        self, x: Float[Tensor, "patches width"], grids: Int[Tensor, "items 2"]
+    ) -> Float[Tensor, "patches width"]:
         """Embedded items through the tower, each attending to itself alone."""
         ...
 
@@ -173,7 +179,7 @@ class RadioVit(nn.Module):
         return self.encode(self.embed_images(patches, grids), grids)
 
 
-def check_grids(grids: Tensor, patches: int, where: str) -> None:
+def check_grids(grids: Int[Tensor, "items 2"], patches: int, where: str) -> None:
     """Raise ValueError unless the grids are positive and add up to the patches."""
     sizes = grids.tolist()
     if any(min(size) < 1 for size in sizes) or sum(rows * cols for rows, cols in sizes) != patches:
@@ -182,21 +188,25 @@ def check_grids(grids: Tensor, patches: int, where: str) -> None:
         )
 
 
-def with_prefix(x: Tensor, sizes: list[int], prefix: Tensor) -> Tensor:
+def with_prefix(
+    x: Float[Tensor, "patches width"], sizes: list[int], prefix: Float[Tensor, "prefix width"]
+) -> Float[Tensor, "tokens width"]:
     """Put the prefix tokens in front of each item."""
     if not len(prefix):
         return x
     return torch.cat([part for item in x.split(sizes) for part in (prefix, item)]) if sizes else x
 
 
-def without_prefix(x: Tensor, sizes: list[int], count: int) -> Tensor:
+def without_prefix(x: Float[Tensor, "tokens width"], sizes: list[int], count: int) -> Float[Tensor, "patches width"]:
     """Drop the prefix tokens again."""
     if not count or not sizes:
         return x
     return torch.cat([item[count:] for item in x.split([size + count for size in sizes])])
 
 
-def run_blocks(blocks: list[nn.Module], x: Tensor, lengths: list[int], recompute: bool = False) -> Tensor:
+def run_blocks(
+    blocks: list[nn.Module], x: Float[Tensor, "tokens width"], lengths: list[int], recompute: bool = False
+) -> Float[Tensor, "tokens width"]:
     """timm's blocks over packed items of the given lengths."""
     for block in blocks:
         assert isinstance(block, Block)
@@ -213,7 +223,9 @@ def _run_block(block: Block, x: Tensor, lengths: list[int]) -> Tensor:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
-def packed_attention(attention: Attention, x: Tensor, lengths: list[int]) -> Tensor:
+def packed_attention(
+    attention: Attention, x: Float[Tensor, "tokens width"], lengths: list[int]
+) -> Float[Tensor, "tokens width"]:
     """timm's attention within each item: no mask and no padding; neighbours of one length share a call."""
     heads = attention.num_heads
     q, k, v = attention.qkv(x).unflatten(-1, (3, heads, -1)).unbind(1)  # (tokens, heads, head_dim)

@@ -17,7 +17,10 @@ from omni.moe import LinearConfig, MLPConfig, NoOpConfig
 
 
 def read_llama(f: Fields) -> BackboneConfig:
-    """Llama and its pruned children: each layer is an attention block and an MLP block."""
+    """Llama and its pruned children: each layer is an attention block and an MLP block.
+
+    Raises ValueError naming a key that is missing, in conflict, or asks for what is not built.
+    """
     width, heads, count = f.take("hidden_size"), f.take("num_attention_heads"), f.take("num_hidden_layers")
     f.expect("hidden_act", value="silu", why="Llama's activation")
     attention = AttentionConfig(
@@ -83,6 +86,7 @@ def _read_child_mlp(f: Fields, width: int, bias: bool) -> BlockConfig:
 
 
 def write_llama(b: BackboneConfig) -> dict[str, Any]:
+    """Llama's form where all layers are alike, else DeciLM's. Raises ValueError without a layer of attention."""
     pairs = list(zip(b.blocks[::2], b.blocks[1::2], strict=True))
     attention = next((x for x in b.blocks if isinstance(x, AttentionConfig)), None)
     if attention is None or attention.rope is None:

@@ -41,7 +41,7 @@ def gated_group_rms_norm(
     return (wide.flatten(-2) * weight.float()).to(gate.dtype)
 
 
-def relu2(x: Tensor) -> Tensor:
+def relu2(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Squared ReLU."""
     return F.relu(x).square()
 
@@ -374,7 +374,9 @@ def mix_experts(
     return out.index_add(0, rows, torch.cat(results) * weights.flatten()[order, None]).to(x.dtype)
 
 
-def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+def clamped_swiglu(
+    gate: Float[Tensor, "rows hidden"], up: Float[Tensor, "rows hidden"], limit: float
+) -> Float[Tensor, "rows hidden"]:
     """gpt-oss's gate: SiLU of slope 1.702 times (up + 1), both clamped first."""
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gate * torch.sigmoid(1.702 * gate) * (up + 1)

@@ -139,7 +139,7 @@ def dequantize_mxfp4(
     return out.view(*scales.shape[:-1], scales.shape[-1] * MX_BLOCK)
 
 
-def dequantize(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+def dequantize(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
     """The plain weight of a checkpoint's key, from its tensors `weight`, `weight_scale` and perhaps `weight_scale_2`.
 
     Raises ValueError naming the key when their kinds and shapes are neither FP8's nor NVFP4's, and for a scale that

@@ -57,7 +57,7 @@ class Reader:
         return (len(shapes), *shapes[0]) if source.join == "stack" else (sum(s[0] for s in shapes), *shapes[0][1:])
 
     def read(self, source: Source, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-        """A tensor of its own memory: the file may be closed."""
+        """A tensor of `shape(source)` in its own memory: the file may be closed."""
         first = self._part(source, dtype) if source.join == "one" else self._one(source.keys[0], dtype)
         joined = torch.empty(self.shape(source), dtype=first.dtype, device=device)
         if source.join == "one":
