@@ -6,7 +6,7 @@ omni.ingest("talk.mp4").save("talk.omni"); omni.ask("Who speaks?", "talk.omni").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 from omni.answer import Result
 from omni.generate import Stream
 from omni.load import OmniProcessor, load
+from omni.long_video import Progress, read_long
 from omni.memory import Memory
 from omni.model import OmniModel
 
@@ -96,23 +97,29 @@ def ingest(
     model: Model = "tiny",
     context: int | None = None,
     video_pruning_rate: float | None = None,
+    evs: str = "exact",
     think: bool = True,
+    progress: Callable[[Progress], None] | None = None,
 ) -> Memory:
-    """Read pictures, PDFs, videos and sounds once, to be asked about again and again.
+    """Read pictures, PDFs, videos and sounds once, to be asked about again and again; at bounded memory, however long.
 
     Where the first is a memory, or a file of one, the others are read behind it. context, video_pruning_rate: as of the
-    processor. think: only for models whose template says it before the files. Raises ValueError for what cannot be read
-    or does not fit.
+    processor; evs, progress: as of `omni.long_video`. think: only for models whose template says it before the files.
+    Raises ValueError for what cannot be read or does not fit.
     """
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
-    settings = {"context": context, "video_pruning_rate": video_pruning_rate, "enable_thinking": think}
-    messages = [{"role": "user", "content": _parts(new)}]
-    if memory is None:
-        return reader.ingest(processor.ingest(messages, **settings))
-    memory = memory.fork()
-    memory.append(processor.ingest(messages, after=memory.given, **settings))
-    return memory
+    return read_long(
+        reader,
+        processor,
+        [{"role": "user", "content": _parts(new)}],
+        evs=evs,
+        memory=memory and memory.fork(),
+        progress=progress,
+        context=context,
+        video_pruning_rate=video_pruning_rate,
+        enable_thinking=think,
+    )
 
 
 def _remembered(files: Sequence[Any], model: OmniModel) -> tuple[Memory | None, list[Any]]:

@@ -19,14 +19,25 @@ def ingest(
     model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     context: Annotated[int | None, typer.Option(help="tokens that the files may take")] = None,
     evs: Annotated[float | None, typer.Option(help="share of a video's tokens to remove")] = None,
+    causal: Annotated[bool, typer.Option("--causal", help="remove them in one pass instead of two")] = False,
     kv: Annotated[str, typer.Option(help="keys and values: exact, bfloat16, float8, int8")] = "exact",
 ) -> None:
     """Read files once and keep what the model remembers; `omni ask talk.omni "..."` goes on from there."""
     from omni.ask import ingest as read
 
     try:
-        memory = read(*files, model=model, context=context, video_pruning_rate=evs)
-        memory.save(output, kv=kv)
+        with console.status("loading") as status:
+            memory = read(
+                *files,
+                model=model,
+                context=context,
+                video_pruning_rate=evs,
+                evs="causal" if causal else "exact",
+                progress=lambda at: status.update(
+                    f"{escape(at.name)}: " + ("looked at" if at.scored else f"read, {at.memory.tokens} tokens so far")
+                ),
+            )
+            memory.save(output, kv=kv)
     except ValueError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -38,6 +38,12 @@ class Progress:
     scored: bool
     memory: Memory
 
+    @property
+    def name(self) -> str:
+        """Of the file that the piece is of."""
+        number, (given,) = self.piece.item, self.piece.batch.given
+        return "text" if number is None else given.items[number].name
+
 
 @torch.no_grad()
 def read_long(
@@ -61,7 +67,7 @@ def read_long(
         raise ValueError(f"read_long: evs {evs!r} is unknown; want one of {', '.join(PRUNING)}")
     memory = memory or Memory.ingest(model, [])
     after = memory.given if memory.given.calls else None
-    settings = {"reserve": 256, **settings, "frames": segment, "ingest": True, "after": after}
+    settings = {"reserve": 256, **settings, "frames": segment, "evs": evs, "ingest": True, "after": after}
 
     report = progress or (lambda progress: None)
     pruning = Exact() if evs == "exact" else Causal()

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from omni.answer import Result
+from omni.long_video import read_long
 from omni.memory import Memory
 from omni.model import OmniModel
 from omni.receipt import Receipt
@@ -87,8 +88,12 @@ def _read(given: Given, model: OmniModel, processor: Processor, things: list[Any
     """The receipt's calls again: ingests into a memory, the last one as the batch to be answered."""
     memory: Memory | None = None
     for call in given.calls[:-1]:
-        after = memory.given if memory else None
-        batch = processor.ingest(untold(call.messages, things), after=after, **call.arguments)
+        messages, settings = untold(call.messages, things), dict(call.arguments)
+        if "frames" in settings:
+            segment, evs = settings.pop("frames"), settings.pop("evs", "exact")
+            memory = read_long(model, processor, messages, evs=evs, segment=segment, memory=memory, **settings)
+            continue
+        batch = processor.ingest(messages, after=memory.given if memory else None, **settings)
         memory = memory or Memory.ingest(model, [])
         memory.append(batch)
     last = given.calls[-1]

@@ -26,7 +26,8 @@ from processors.limits import DEFAULT_LIMITS, Limits
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
 
-BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve", "frames")  # the rest is the template's
+CUT = ("frames", "evs")  # how a call was cut and pruned piece by piece; only recorded here
+BUDGET = ("context", "preset", "video_pruning_rate", "overflow", "reserve", *CUT)  # the rest is the template's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,7 +342,7 @@ class Processor:
 
 def _arguments(after: Given) -> dict[str, Any]:
     """Those of the call before, but for how it was cut."""
-    return {name: value for name, value in after.calls[-1].arguments.items() if name != "frames"}
+    return {name: value for name, value in after.calls[-1].arguments.items() if name not in CUT}
 
 
 def _slots(place: Place, apart: bool) -> int:

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 import omni
 from omni.answer import Result
 from omni.cli import app
+from omni.long_video import read_long
 from omni.receipt import Receipt
 from omni.receipt_page import clock_time, outline
 from omni.replay import replay
@@ -290,6 +291,21 @@ def test_a_replay_says_what_differs(folder: Path, tmp_path: Path) -> None:
     assert again.differences == (f"torch: 1.0 then, {torch.__version__.split('+')[0]} now",)
 
 
+@pytest.mark.parametrize("evs", ["exact", "causal"])
+def test_a_replay_reads_long_files_as_they_were_read(folder: Path, evs: str) -> None:
+    clip = {"type": "video", "path": str(folder / "clip.mp4"), "pruning_rate": 0.5}
+    memory = read_long(MODEL, PROCESSOR, user({"type": "file", "path": str(folder / "photo.png")}))
+    memory = read_long(MODEL, PROCESSOR, user(clip), evs=evs, segment=2, memory=memory)
+    result = MODEL.generate(PROCESSOR.ask("What?", after=memory.given), 8, memory=memory)
+    assert isinstance(result, Result)
+    again = replay(Receipt.from_dict(json.loads(json.dumps(result.receipt.to_dict()))), MODEL, PROCESSOR)
+    assert again.same
+    assert again.differences == ()
+    kept, then = again.result.receipt.seen.kept, result.receipt.seen.kept
+    assert {n: mask.tolist() for n, mask in kept.items()} == {n: mask.tolist() for n, mask in then.items()}
+    assert len(then) == 2
+
+
 def test_things_given_in_memory_are_asked_for_by_name() -> None:
     receipt = answered(user(picture(), "?")).receipt
     with pytest.raises(ValueError, match="<ndarray> came from memory"):
@@ -319,7 +335,7 @@ def test_ask_ingest_and_replay_at_the_shell(checkpoint: str, folder: Path, tmp_p
     code, text = run("ingest", photo, "-o", talk, "--model", checkpoint)
     assert code == 0
     assert "tokens of 1 files" in text
-    code, text = run("ingest", talk, clip, "-o", talk, "--model", checkpoint, "--kv", "bfloat16")
+    code, text = run("ingest", talk, clip, "-o", talk, "--model", checkpoint, "--kv", "bfloat16", "--causal")
     assert code == 0
     assert "tokens of 2 files" in text
     options = ("--model", checkpoint, "--max-new-tokens", "6", "--no-think", "--json")
