@@ -15,8 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from omni.cli_bench import bench
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
+from omni.cli_train import train
 from omni.shell import console, fail, size
 
 app = typer.Typer(
@@ -225,31 +227,11 @@ def ask(
         typer.secho(f"cut off after {max_new_tokens} tokens; --max-new-tokens allows more", err=True, fg="yellow")
 
 
+app.add_typer(bench, name="bench")
 app.command()(ingest)
 app.command()(listen)
 app.command()(replay)
-
-
-@app.command()
-def bench(
-    what: Annotated[str, typer.Argument(help="media: files to numbers, against transformers' processor")] = "media",
-    minutes: Annotated[int, typer.Option(help="length of the clip")] = 10,
-    pages: Annotated[int, typer.Option(help="pages of the PDF")] = 300,
-    repeats: Annotated[int, typer.Option(help="timed runs of each side, in turns")] = 5,
-) -> None:
-    """Times stages side by side with the reference in one run, results checked first. A table, then one JSON line."""
-    if what != "media":
-        fail(f"bench: {what!r} is unknown; want media")
-    from omni import bench as benchmarks
-
-    results, memory = benchmarks.media(minutes, pages, repeats)
-    table = Table("what", "ours, s", "theirs, s", "ratio", "spread", "note")
-    for r in results:
-        table.add_row(r.name, f"{r.ours:.2f}", f"{r.theirs:.2f}", f"{r.ratio:.2f}", f"{r.spread:.0%}", r.note)
-    console.print(table)
-    grown = memory["hour_bytes"] - memory["minute_bytes"]
-    console.print(f"an hour at 1 fps by segments: peak {size(grown)} above that of a minute")
-    typer.echo(benchmarks.report(results, memory))
+app.command()(train)
 
 
 def _details(values: dict[str, object]) -> str:

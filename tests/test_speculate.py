@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from scipy.stats import chi2_contingency
 
 from omni.answer import Result, Settings
+from omni.bench_drafts import drafts, questions, report
 from omni.engine import Engine
 from omni.model import OmniModel
 from omni.sampling import Sampling
@@ -136,3 +138,16 @@ def test_the_deeper_the_model_the_longer_the_drafts() -> None:
     shallow, deep = Depth("auto", cost=0.3), Depth("auto", cost=0.02)
     assert 0 < int(shallow) < int(deep)
     assert Depth.of("auto", talker.talker(talker.DRAFTS)).cost == pytest.approx(2 / 3)
+
+
+def test_the_benchmark_counts_equal_answers_and_what_a_round_writes() -> None:
+    model = agreeing()
+    rows = drafts(model, PROMPTS, (1, 3), max_new_tokens=20)
+    assert [(row.depth, row.equal, row.prompts) for row in rows] == [(1, 3, 3), (3, 3, 3)]
+    assert 1 < rows[0].tokens_a_round <= 2
+    assert rows[0].tokens_a_round < rows[1].tokens_a_round <= 4
+    assert all(0 < row.low <= row.gain <= row.high and row.tokens_a_second > 0 for row in rows)
+    assert json.loads(report(rows))["drafts"][1]["equal"] == 3
+    assert len(set(questions(40))) == 40
+    with pytest.raises(ValueError, match="no prompt came"):
+        drafts(model, [])

@@ -1,0 +1,65 @@
+"""Benchmarks as commands: `omni bench media`, `omni bench drafts`. A table for people, then one JSON line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from omni.shell import console, fail, size
+
+bench = typer.Typer(help="Time a part side by side with its reference, results checked first.", no_args_is_help=True)
+
+
+@bench.command()
+def media(
+    minutes: Annotated[int, typer.Option(help="length of the clip")] = 10,
+    pages: Annotated[int, typer.Option(help="pages of the PDF")] = 300,
+    repeats: Annotated[int, typer.Option(help="timed runs of each side, in turns")] = 5,
+) -> None:
+    """Files to numbers, against transformers' processor in one run."""
+    from omni import bench as benchmarks
+
+    results, memory = benchmarks.media(minutes, pages, repeats)
+    table = Table("what", "ours, s", "theirs, s", "ratio", "spread", "note")
+    for r in results:
+        table.add_row(r.name, f"{r.ours:.2f}", f"{r.theirs:.2f}", f"{r.ratio:.2f}", f"{r.spread:.0%}", r.note)
+    console.print(table)
+    grown = memory["hour_bytes"] - memory["minute_bytes"]
+    console.print(f"an hour at 1 fps by segments: peak {size(grown)} above that of a minute")
+    typer.echo(benchmarks.report(results, memory))
+
+
+@bench.command()
+def drafts(
+    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
+    prompts: Annotated[int, typer.Option(help="questions to ask")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="of each answer")] = 64,
+    think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = False,
+) -> None:
+    """Answers with the multi-token head and without: equal, and how much sooner."""
+    from omni.bench_drafts import drafts as measure
+    from omni.bench_drafts import questions, report
+    from omni.load import load
+
+    try:
+        answering, processor = load(model)
+        asked = [
+            processor([{"role": "user", "content": question}], enable_thinking=think) for question in questions(prompts)
+        ]
+        rows = measure(answering, asked, max_new_tokens=max_new_tokens)
+    except ValueError as error:
+        fail(str(error))
+    table = Table("drafted", "equal answers", "tokens a round", "tokens a second", "gain", "quartiles")
+    for row in rows:
+        table.add_row(
+            str(row.depth),
+            f"{row.equal} of {row.prompts}",
+            f"{row.tokens_a_round:.2f}",
+            f"{row.tokens_a_second:.0f}",
+            f"{row.gain:.2f}x",
+            f"{row.low:.2f} to {row.high:.2f}",
+        )
+    console.print(table)
+    typer.echo(report(rows))
