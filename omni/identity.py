@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from weakref import WeakKeyDictionary
 
@@ -55,14 +56,20 @@ class Identity:
     environment: dict[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, config: object) -> Identity:
-        """Of a model as it is now."""
+    def of(cls, model: nn.Module, config: object, prune: Callable[..., object]) -> Identity:
+        """Of a model as it is now. prune: its rule for clips."""
         weight = next(model.parameters())
         device, dtype = weight.device, str(weight.dtype).removeprefix("torch.")
         machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else machine
-        around = {**_libraries(), "machine": machine, "kernels": "torch", "dtype": dtype}
+        around = {**_libraries(), "machine": machine, "kernels": "torch", "dtype": dtype, "pruning": _rule(prune)}
         return cls(fingerprint=fingerprint(model, config), environment=around)
+
+
+def _rule(prune: Callable[..., object]) -> str:
+    if isinstance(prune, partial):
+        return f"{_rule(prune.func)}({', '.join(f'{name}={value}' for name, value in prune.keywords.items())})"
+    return getattr(prune, "__name__", type(prune).__name__)
 
 
 @cache

@@ -127,7 +127,7 @@ class OmniModel(nn.Module):
     @property
     def identity(self) -> Identity:
         """Which weights it has now, and what it runs on."""
-        return Identity.of(self, self.config)
+        return Identity.of(self, self.config, self.prune)
 
     def new_state(self, sequences: int = 1, dtype: torch.dtype | None = None) -> State:
         """An empty memory for a number of sequences, to be passed to `forward`."""

@@ -149,6 +149,17 @@ def test_another_model_is_refused(file: Path) -> None:
         Memory.load(file, ready(bent))
 
 
+def test_the_same_weights_in_another_dtype_take_the_memory(tmp_path: Path) -> None:
+    wide, half = (ready(config()).bfloat16() for _ in range(2))
+    wide.float()
+    assert wide.identity.fingerprint == half.identity.fingerprint != MODEL.identity.fingerprint
+    wide.ingest(PROCESSOR.ingest(user(*PARTS))).save(tmp_path / "wide.omni")
+    memory = Memory.load(tmp_path / "wide.omni", half)
+    kinds = {keys.dtype for layer in memory.prefix().state.layers for keys in getattr(layer, "keys", [])}
+    assert kinds == {torch.bfloat16}
+    assert len(answer("Why?", memory).tokens) == 12
+
+
 def test_another_version_or_kind_is_refused(file: Path, tmp_path: Path) -> None:
     header, parts = sealed.read(file, KIND)
     sealed.write(tmp_path / "new.omni", KIND, header | {"version": 99}, parts)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import wave
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from omni.receipt_page import clock_time, outline
 from omni.replay import replay
 from omni.seen import LOOKS
 from processors.given import Given
+from token_reduction import evs
 
 
 def answered(messages: list[dict[str, Any]], processor: Any = PROCESSOR, **settings: Any) -> Result:
@@ -285,6 +287,12 @@ def test_a_replay_says_what_differs(folder: Path, tmp_path: Path) -> None:
     again = replay(receipt, other, PROCESSOR, {"photo.png": str(folder / "photo.png")})
     assert not again.same
     assert [text.split(":")[0] for text in again.differences] == ["the model", "the answer"]
+    MODEL.prune = partial(evs, score_dtype=torch.bfloat16)
+    try:
+        differences = replay(receipt, MODEL, PROCESSOR, {"photo.png": str(folder / "photo.png")}).differences
+    finally:
+        MODEL.prune = evs
+    assert differences[0] == "pruning: evs then, evs(score_dtype=torch.bfloat16) now"
     older = replace(receipt.identity, environment=receipt.identity.environment | {"torch": "1.0"})
     again = replay(replace(receipt, identity=older), MODEL, PROCESSOR, {"photo.png": str(folder / "photo.png")})
     assert again.same
