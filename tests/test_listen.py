@@ -290,10 +290,13 @@ def test_kept_seconds_bound_the_state_and_only_the_oldest_sound_is_forgotten() -
 def test_an_hour_of_sound_costs_its_keys_and_values_and_a_constant() -> None:
     live = listener(heard=Window(chunk=25, left=50, ahead=2))
     piece = noise(10.0)
-    sizes = []
+    sizes, allocated = [], []
     for _ in range(360):
         live.hear(piece)
         sizes.append((live.nbytes, live.memory.tokens))
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        allocated.append(int(status["RssAnon"].split()[0]) * 1024)
+    assert max(allocated) - sizes[-1][0] < 1.1 * (max(allocated[:30]) - sizes[29][0])
     (early, few), (late, many) = sizes[29], sizes[-1]
     assert many > 44900
     assert abs(late - early - (many - few) * 128) <= CELL * (128 + 32 * 4)  # what is unread varies within a cell
