@@ -58,8 +58,8 @@ def sources(name: str, config: OmniConfig) -> Iterator[Source]:
             yield Source((f"vision_model.radio_model.model.{rest}",))
             yield from _vit(rest)
         case "vision_norm":
+            yield Source((f"vision_final_layernorm.{rest}",))  # in no public checkpoint; as transformers has it
             yield Source((f"vision_projector.vision_final_layernorm.{rest}",))
-            yield Source((f"vision_final_layernorm.{rest}",))
         case "project_vision":
             part, leaf = rest.split(".")
             yield Source((f"mlp1.{_MLP1[part]}.{leaf}",))

@@ -86,6 +86,7 @@ def test_a_dtype_may_be_asked_for_but_selection_stays_float32(tmp_path: Path) ->
 def dialect_b(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Later exports: vision_projector.…, the tower in Hugging Face's ViT naming, query, key and value apart."""
     names = {
+        "vision_final_layernorm.": "vision_projector.vision_final_layernorm.",
         "mlp1.0.": "vision_projector.mlp1.norm.",
         "mlp1.1.": "vision_projector.mlp1.linear1.",
         "mlp1.3.": "vision_projector.mlp1.linear2.",
@@ -104,7 +105,7 @@ def dialect_b(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in tensors.items():
         new = key
         for old, replacement in names.items():
-            if key.startswith(("mlp1", "vision_model")):
+            if key.startswith(("mlp1", "vision_model", "vision_final")):
                 new = new.replace(old, replacement)
         if ".attn.qkv." in new:
             for part, rows in zip(("query", "key", "value"), value.chunk(3), strict=True):
@@ -134,11 +135,12 @@ def dialect_c(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return out | {key: torch.stack(parts) for key, parts in stacks.items()}
 
 
+@pytest.mark.parametrize("family", ["Omni", "Omni with MTP"])
 @pytest.mark.parametrize("dialect", [dialect_b, dialect_c])
 def test_each_dialect_loads_to_the_same_weights(
-    tmp_path: Path, dialect: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    tmp_path: Path, dialect: Callable[[dict[str, Tensor]], dict[str, Tensor]], family: str
 ) -> None:
-    model, folder = saved(tmp_path)
+    model, folder = saved(tmp_path, family)
     same_weights(OmniModel.from_pretrained(rewritten(folder, dialect)), model)
 
 
