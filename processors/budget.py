@@ -119,14 +119,10 @@ def _share(drawn: Drawn, request: Request) -> Drawn:
     text = request.reserve + drawn.prompt.text_tokens
     text += sum(len(request.ids(p)) for layout in fixed for p in layout if isinstance(p, str))
     others = sum(p.tokens for layout in fixed for p in layout if isinstance(p, Place) and p.kind != "image")
-    if isinstance(rules.image, image.TileRule):
-        grids: list[Grid] = [(2, 2)] * len(flat)  # tiles have a size of their own
-    else:
-        taken = text + (others if context is not None else 0)
-        try:
-            grids = image.grids(flat, context, taken, rules.image)
-        except ValueError as error:
-            raise _TooLong(str(error)) from None
+    try:
+        grids = image.grids(flat, context, text + (others if context is not None else 0), rules.image)
+    except ValueError as error:
+        raise _TooLong(str(error)) from None
     spread = iter(grids)
     by_item = [[next(spread) for _ in each] for each in sizes]
     layouts = [item.layout(own) for item, own in zip(opened, by_item, strict=True)]

@@ -122,12 +122,17 @@ def num_tokens(width: int, height: int, budget: int = REFERENCE.max_patches, rul
 
 
 def grids(
-    sizes: Sequence[tuple[int, int]], context: int | None = None, text_tokens: int = 0, rule: ImageRule = REFERENCE
+    sizes: Sequence[tuple[int, int]],
+    context: int | None = None,
+    text_tokens: int = 0,
+    rule: ImageRule | TileRule = REFERENCE,
 ) -> list[Grid]:
     """The grids of all images of a request, from their (width, height), by the rule's kind of budget.
 
-    Raises ValueError as `joint_budget` and `grid` do.
+    Raises ValueError as `joint_budget`, `tile_budget` and `grid` do.
     """
+    if isinstance(rule, TileRule):
+        return tile_budget(sizes, context, text_tokens, rule)
     if rule.budget == "joint":
         return joint_budget(sizes, rule.context if context is None else context, text_tokens, rule)
     budget = max((rule.context - rule.reserve) * rule.pixels.shuffle**2, rule.min_patches)
@@ -186,10 +191,39 @@ def tile_grid(width: int, height: int, max_tiles: int = V2_VL.max_tiles, size: i
     return best
 
 
+def tile_budget(
+    sizes: Sequence[tuple[int, int]], context: int | None = None, text_tokens: int = 0, rule: TileRule = V2_VL
+) -> list[Grid]:
+    """The grids of all images of a request, whole tiles each: as many as the rule allows, or as fit the context.
+
+    Where they do not fit, the most that an image may have is lowered for all. Raises ValueError, saying what would
+    fit, where even one tile each does not.
+    """
+    side = rule.size // rule.pixels.patch
+    made: list[Grid] = []
+    tokens = 0
+    for most in range(rule.max_tiles, 0, -1):
+        shapes = [tile_grid(width, height, most, rule.size) for width, height in sizes]
+        made = [(rows * side, cols * side) for rows, cols in shapes]
+        tokens = sum(tile_count(grid, rule) for grid in made) * (side // rule.pixels.shuffle) ** 2
+        if context is None or tokens <= context - text_tokens:
+            return made
+    raise ValueError(
+        f"tile_budget: with a tile each {len(sizes)} images take {tokens} tokens, a context of {context} with "
+        f"{text_tokens} tokens of text leaves {max((context or 0) - text_tokens, 0)}; state a context of at least "
+        f"{tokens + text_tokens}, or send fewer"
+    )
+
+
+def tile_count(grid: Grid, rule: TileRule = V2_VL) -> int:
+    """Tiles of an image on a grid of patches, the thumbnail included. Each is `size` / patch patches square."""
+    count = grid[0] * grid[1] // (rule.size // rule.pixels.patch) ** 2
+    return count + (rule.thumbnail and count > 1)
+
+
 def num_tiles(width: int, height: int, rule: TileRule = V2_VL) -> int:
-    """Tiles of one image, the thumbnail included. Each is `size` / patch patches square."""
-    rows, cols = tile_grid(width, height, rule.max_tiles, rule.size)
-    return rows * cols + (rule.thumbnail and rows * cols > 1)
+    """Tiles of one image, the thumbnail included."""
+    return tile_count(tile_budget([(width, height)], rule=rule)[0], rule)
 
 
 def patches(
@@ -209,18 +243,21 @@ def patches(
 
 
 def tiles(
-    image: Shaped[Tensor, "rows cols 3"] | Shaped[np.ndarray, "rows cols 3"], rule: TileRule = V2_VL
+    image: Shaped[Tensor, "rows cols 3"] | Shaped[np.ndarray, "rows cols 3"],
+    rule: TileRule = V2_VL,
+    grid: Grid | None = None,
 ) -> Float[Tensor, "patches pixels"]:
-    """A uint8 RGB image as `num_tiles` square images, packed: tiles row-major, then the thumbnail where there is one.
+    """A uint8 RGB image as square images, packed: tiles row-major, then the thumbnail where there is one.
 
-    Raises ValueError for other shapes and dtypes.
+    grid: patches of all tiles together, as `tile_budget` gives them; by default with all the tiles that the rule
+    allows. Raises ValueError for other shapes and dtypes.
     """
     image = as_frames("tiles", image, axes=3)
-    rows, cols = tile_grid(image.shape[1], image.shape[0], rule.max_tiles, rule.size)
+    grid = grid or tile_budget([(image.shape[1], image.shape[0])], rule=rule)[0]
     side = rule.size // rule.pixels.patch
-    whole = patches(image, (rows * side, cols * side), rule.pixels)
-    packed = whole.view(rows, side, cols, side, -1).transpose(1, 2).flatten(0, 3)
-    if rule.thumbnail and rows * cols > 1:
+    whole = patches(image, grid, rule.pixels)
+    packed = whole.view(grid[0] // side, side, grid[1] // side, side, -1).transpose(1, 2).flatten(0, 3)
+    if tile_count(grid, rule) > grid[0] * grid[1] // side**2:
         packed = torch.cat((packed, patches(image, (side, side), rule.pixels)))
     return packed
 

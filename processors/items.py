@@ -36,6 +36,7 @@ class Place:
 
 
 Layout = list[str | Place]
+PIECE = 4096  # patches of pages that are drawn together, at least: a thousand tokens
 
 
 @runtime_checkable
@@ -73,10 +74,10 @@ class Opened(Protocol):
         ...
 
 
-def image_place(grid: Grid, rules: Rules, size: tuple[int, int]) -> Place:
+def image_place(grid: Grid, rules: Rules) -> Place:
     """The slot of one picture: one item, or its tiles."""
     if isinstance(rules.image, image.TileRule):
-        count = image.num_tiles(*size, rules.image)
+        count = image.tile_count(grid, rules.image)
         each = (rules.image.size // rules.pixels.patch // rules.pixels.shuffle) ** 2
         return Place(kind="image", count=count, tokens=count * each)
     return Place(kind="image", count=1, tokens=grid[0] * grid[1] // rules.pixels.shuffle**2)
@@ -85,9 +86,8 @@ def image_place(grid: Grid, rules: Rules, size: tuple[int, int]) -> Place:
 def image_media(pixels: np.ndarray, grid: Grid, rules: Rules) -> Media:
     """Patches of one picture, or of its tiles."""
     if isinstance(rules.image, image.TileRule):
-        side = rules.image.size // rules.pixels.patch
-        count = image.num_tiles(pixels.shape[1], pixels.shape[0], rules.image)
-        return Media(patches=image.tiles(pixels, rules.image), grids=torch.tensor([[side, side]] * count))
+        side, count = rules.image.size // rules.pixels.patch, image.tile_count(grid, rules.image)
+        return Media(patches=image.tiles(pixels, rules.image, grid), grids=torch.tensor([[side, side]] * count))
     return Media(patches=image.patches(pixels, grid, rules.pixels), grids=torch.tensor([grid]))
 
 
@@ -108,7 +108,7 @@ class Picture:
         return [picture_size(self.item.thing, self.limits)]
 
     def layout(self, grids: Sequence[Grid]) -> Layout:
-        return ["<img>", image_place(grids[0], self.rules, self.sizes()[0]), "</img>"]
+        return ["<img>", image_place(grids[0], self.rules), "</img>"]
 
     def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
         width, height = self.sizes()[0]
@@ -149,29 +149,38 @@ class Pages:
         return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in points]
 
     def layout(self, grids: Sequence[Grid]) -> Layout:
-        parts: Layout = []
-        for i, (page, grid, size) in enumerate(zip(self.pages, grids, self.sizes(), strict=True)):
-            label = self.rules.page_label.format(label=self.document.label(page), number=page + 1)
-            parts += [("\n" if i else "") + label + "<img>", image_place(grid, self.rules, size), "</img>"]
-        return parts
+        return [part for number, grid in enumerate(grids) for part in self._told(number, grid)]
+
+    def _told(self, number: int, grid: Grid) -> Layout:
+        page = self.pages[number]
+        label = self.rules.page_label.format(label=self.document.label(page), number=page + 1)
+        return [("\n" if number else "") + label + "<img>", image_place(grid, self.rules), "</img>"]
 
     def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
         patch = self.rules.pixels.patch
         widths = [self.document.size(page)[0] for page in self.pages]
         dpi = [round(grid[1] * patch * 72 / width, 1) for grid, width in zip(grids, widths, strict=True)]
-        tiled = isinstance(self.rules.image, image.TileRule)
-        shown = {"grids": list(grids), "effective_dpi": dpi} if not tiled else {}
-        return {"pages": [page + 1 for page in self.pages], "pages_in_file": len(self.document), **shown}
+        pages = [page + 1 for page in self.pages]
+        return {"pages": pages, "pages_in_file": len(self.document), "grids": list(grids), "effective_dpi": dpi}
 
     def media(self, grids: Sequence[Grid]) -> Media:
-        patch, parts = self.rules.pixels.patch, []
-        for page, (rows, cols), size in zip(self.pages, grids, self.sizes(), strict=True):
-            if isinstance(self.rules.image, image.TileRule):
-                pixels = self.document.render(page, *size)
-            else:
-                pixels = self.document.render(page, cols * patch, rows * patch)
-            parts.append(image_media(pixels, (rows, cols), self.rules))
-        return Media.pack(parts)
+        return Media.pack([self._drawn(number, grid) for number, grid in enumerate(grids)])
+
+    def _drawn(self, number: int, grid: Grid) -> Media:
+        patch = self.rules.pixels.patch
+        pixels = self.document.render(self.pages[number], grid[1] * patch, grid[0] * patch)
+        return image_media(pixels, grid, self.rules)
+
+    def pieces(self, grids: Sequence[Grid]) -> Iterator[tuple[Layout, Media]]:
+        """A few pages at a time, each with its label, drawn when they are asked for."""
+        layout, drawn, patches = list[str | Place](), list[Media](), 0
+        for number, grid in enumerate(grids):
+            layout += self._told(number, grid)
+            drawn.append(self._drawn(number, grid))
+            patches += len(drawn[-1].patches)
+            if patches >= PIECE or number == len(grids) - 1:
+                yield layout, Media.pack(drawn)
+                layout, drawn, patches = [], [], 0
 
     def close(self) -> None:
         self.document.close()

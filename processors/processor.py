@@ -16,12 +16,13 @@ from typing import Any, TypeGuard, cast
 
 import torch
 
+from processors.ahead import ahead
 from processors.batch import Batch, Media, Slot
 from processors.budget import Drawn, Overflow, Request, draw
 from processors.chat import Conversation, Tokenizer
 from processors.clip_items import Clip
 from processors.given import Call, Given, GivenItem, How, digest, key_of, told
-from processors.items import Layout, Place, Recording
+from processors.items import Layout, Pages, Place, Recording
 from processors.limits import DEFAULT_LIMITS, Limits
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
@@ -234,10 +235,10 @@ class Processor:
     ) -> Iterator[Piece]:
         """The pieces of `stream`, each with what it is a part of.
 
-        A video comes in stretches of `frames` sampled frames, a sound in the chunks that are encoded alone, decoded
-        when they are asked for; everything else in one piece. The pieces' ids and features follow one another as in
-        `__call__`, but each stretch is pruned as a clip of its own. ingest, after: the pieces of what `ingest` makes.
-        scout: only the stretches of clips that are to be pruned, for a look ahead.
+        A video comes in stretches of `frames` sampled frames, a document a few pages at a time, a sound in the chunks
+        that are encoded alone, each decoded while the one before is read; a picture in one piece. The pieces' ids and
+        features follow one another as in `__call__`, but each stretch is pruned as a clip of its own. ingest, after:
+        the pieces of what `ingest` makes. scout: only the stretches of clips that are to be pruned, for a look ahead.
         """
         budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "frames": frames}
         how: How = "ingest" if ingest else "prompt"
@@ -258,10 +259,12 @@ class Processor:
                     parts = item.pieces(frames, told=not scout)
                 elif isinstance(item, Recording):
                     parts = item.pieces()
+                elif isinstance(item, Pages):
+                    parts = item.pieces(drawn.grids[piece])
                 else:
                     parts = iter([(drawn.layouts[piece], item.media(drawn.grids[piece]))])
                 step = 0
-                for layout, media in parts:
+                for layout, media in ahead(parts):
                     end = step + media.counts["tubelet"]
                     seconds = item.seconds(end) if isinstance(item, Clip) and end > step else None
                     batch = self._piece(ids, layout, media, given)

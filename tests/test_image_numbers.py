@@ -31,6 +31,7 @@ from processors.image import (
     num_tiles,
     num_tokens,
     patches,
+    tile_count,
     tile_grid,
     tiles,
 )
@@ -277,6 +278,31 @@ def test_tiles_are_as_many_as_counted(width: int, height: int) -> None:
     assert len(tiles(picture(height, width), rule)) == 4 * num_tiles(width, height, rule)
     alone = replace(rule, thumbnail=False)
     assert len(tiles(picture(height, width), alone)) == 4 * num_tiles(width, height, alone)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), min_size=1, max_size=6), st.integers(0, 20000))
+def test_tiles_of_a_request_are_as_many_as_fit_its_context(sizes: list[tuple[int, int]], left: int) -> None:
+    def tokens(most: int) -> int:
+        return 256 * sum(num_tiles(width, height, TileRule(max_tiles=most)) for width, height in sizes)
+
+    if left < tokens(1):
+        with pytest.raises(ValueError, match=f"state a context of at least {tokens(1) + 9}, or send fewer"):
+            grids(sizes, left + 9, 9, V2_VL)
+        return
+    made = grids(sizes, left + 9, 9, V2_VL)
+    most = max(most for most in range(1, 13) if tokens(most) <= left)
+    assert made == [(32 * rows, 32 * cols) for rows, cols in (tile_grid(*size, most) for size in sizes)]
+    assert grids(sizes, None, 9, V2_VL) == grids(sizes, 10**6, 9, V2_VL)
+
+
+def test_a_page_drawn_at_its_tiles_size_is_not_resized_again() -> None:
+    image = picture(96, 64)
+    rule = TileRule(size=32, max_tiles=6)
+    made = tiles(image, rule, (6, 4))
+    assert len(made) == 4 * tile_count((6, 4), rule) == 4 * 7
+    first = normalised(image.permute(2, 0, 1).float())[:, :16, :16]
+    torch.testing.assert_close(made[0], first.reshape(768), rtol=0, atol=1e-6)
 
 
 # --- errors and settings ---

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ import tokens
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from omni.hf import from_hf
 from omni.load import OmniProcessor
+from processors.ahead import ahead
 from processors.audio import ChunkRule
 from processors.batch import Batch
 from processors.clips import open_video
 from processors.items import Samples
 from processors.limits import MediaError
+from processors.pdf import Pdf
 from processors.sound import Tape, open_sound
 from processors.video import Rate
 
@@ -66,6 +71,53 @@ def test_pieces_with_sound_are_the_whole_prompt(tmp_path: Path, sound: Any, fram
     assert not list(processor.pieces(messages, frames=frames, scout=True, video_pruning_rate=0.0))
     places = sum(item.slots for item in pieces[0].batch.given[0].items)
     assert places == sum(len(piece.batch.slots) for piece in pieces)
+
+
+def pages(path: Path, count: int) -> Path:
+    sheets = [Image.fromarray(np.full((110, 85, 3), 10 * page, np.uint8)) for page in range(count)]
+    sheets[0].save(path, save_all=True, append_images=sheets[1:], resolution=10.0)
+    return path
+
+
+def test_a_document_comes_a_few_pages_at_a_time(tmp_path: Path) -> None:
+    path = pages(tmp_path / "a.pdf", 9)
+    messages: Any = [{"role": "user", "content": [{"type": "document", "path": str(path)}, "Sum?"]}]
+    for context, most in ((3000, 4), (60_000, 1)):
+        whole, pieces = PROCESSOR(messages, context=context), list(PROCESSOR.stream(messages, context=context))
+        assert torch.equal(whole.tokens, torch.cat([piece.tokens for piece in pieces]))
+        parts = [piece.media.patches for piece in pieces if len(piece.media.patches)]
+        assert torch.equal(torch.cat(parts), whole.media.patches)
+        assert max(len(piece.media.grids) for piece in pieces) == most
+        assert len(parts) == -(-9 // most)
+
+
+def test_the_next_page_is_drawn_while_one_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, render = threading.Semaphore(0), Pdf.render
+
+    def noted(self: Pdf, *size: int) -> np.ndarray:
+        drawn.release()
+        return render(self, *size)
+
+    monkeypatch.setattr(Pdf, "render", noted)
+    messages: Any = [{"role": "user", "content": [{"type": "document", "path": str(pages(tmp_path / "a.pdf", 5))}]}]
+    stream = PROCESSOR.stream(messages, context=60_000)
+    next(stream)
+    assert drawn.acquire(timeout=20)
+    assert drawn.acquire(timeout=20)  # the second page, for which nobody has asked
+    stream.close()  # and the file is closed behind it
+
+
+def test_what_fails_ahead_is_raised_where_it_would_have_come() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise MediaError("the third")
+
+    made = ahead(broken())
+    assert [next(made), next(made)] == [1, 2]
+    with pytest.raises(MediaError, match="the third"):
+        next(made)
+    assert list(ahead(iter([3, 4, 5]))) == [3, 4, 5]
 
 
 def whole_ids(batch: Batch) -> torch.Tensor:

@@ -27,6 +27,7 @@ from omni.load import OmniProcessor
 from processors.batch import Batch
 from processors.chat import render
 from processors.limits import MediaError
+from processors.pdf import Pdf
 from processors.rules import Rules
 
 TOKENIZER = tokens.tokenizer()
@@ -266,6 +267,32 @@ def test_v2_vl_cuts_tiles_and_puts_them_in_one_slot() -> None:
     assert batch.media.grids.tolist() == [[32, 32]] * slot.count
     assert plan.items[0].tokens == 256 * slot.count
     assert features(batch) == plan.items[0].tokens
+
+
+def test_pages_of_tiles_are_drawn_at_their_tiles_size_and_fit_the_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = user({"type": "document", "path": str(pdf(tmp_path / "a.pdf", 6))})
+    drawn: list[tuple[int, int]] = []
+    render = Pdf.render
+
+    def noted(self: Pdf, page: int, width: int, height: int) -> np.ndarray:
+        drawn.append((width, height))
+        return render(self, page, width, height)
+
+    monkeypatch.setattr(Pdf, "render", noted)
+    for context in (None, 20000, 8000, 1800):
+        plan, batch = V2.plan(messages, context=context), V2(messages, context=context)
+        assert features(batch) == sum(item.tokens for item in plan.items)
+        assert plan.tokens <= (context or 10**6)
+        grids = plan.items[0].details["grids"]
+        assert drawn == [(16 * cols, 16 * rows) for rows, cols in grids]
+        dpi = [16 * cols * 72 / 612 for _, cols in grids]
+        assert plan.items[0].details["effective_dpi"] == pytest.approx(dpi, abs=0.06)
+        drawn.clear()
+    assert grids == [(32, 32)] * 6
+    with pytest.raises(ValueError, match=r"tile_budget: with a tile each 6 images take 1536 tokens"):
+        V2.plan(messages, context=1200)
 
 
 SAMPLES = st.integers(400, 40000)
