@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -196,9 +197,9 @@ class MambaState:
 LayerState = KVState | MambaState | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Snapshot:
-    """A point to which a State can be rolled back; cheap, valid as long as the state only moved forward since."""
+    """A point to which a State (or a clone of it) can be rolled back; cheap, valid until it is rolled back further."""
 
     lengths: tuple[int, ...]
     layers: tuple[object, ...]
@@ -211,10 +212,11 @@ class State:
     side by side, `split` and `select` take them apart, `clone` forks.
     """
 
-    __slots__ = ("layers", "lengths")
+    __slots__ = ("layers", "lengths", "marks")
 
     def __init__(self, layers: tuple[LayerState, ...], lengths: Sequence[int]) -> None:
         self.layers, self.lengths = layers, tuple(lengths)
+        self.marks = WeakSet[Snapshot]()  # what can be restored
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -225,24 +227,25 @@ class State:
 
     def snapshot(self) -> Snapshot:
         """Remember this point; costs references, not copies."""
-        return Snapshot(self.lengths, tuple(layer and layer.snapshot() for layer in self.layers))
+        mark = Snapshot(self.lengths, tuple(layer and layer.snapshot() for layer in self.layers))
+        self.marks.add(mark)
+        return mark
 
     def restore(self, snapshot: Snapshot) -> None:
         """Roll every sequence back to the snapshot.
 
-        Raises ValueError if a sequence is shorter now than it was then: its later keys may have been overwritten.
+        Raises ValueError for another state's snapshot, and for one that this state was rolled back behind: its keys may
+        have been written over since.
         """
-        if len(snapshot.lengths) != len(self.lengths) or any(
-            now < then for now, then in zip(self.lengths, snapshot.lengths, strict=True)
-        ):
+        if snapshot not in self.marks:
             raise ValueError(
-                f"State.restore: the snapshot holds {list(snapshot.lengths)} tokens, the state {list(self.lengths)}; "
-                "restore the newest snapshot first, or fork with clone()"
+                f"State.restore: a snapshot of {list(snapshot.lengths)} tokens came that is another state's, or behind "
+                "which this state was rolled back; restore the newest snapshot first, or fork with clone()"
             )
         for layer, saved in zip(self.layers, snapshot.layers, strict=True):
             if layer is not None:
                 layer.restore(saved)  # pyright: ignore[reportArgumentType]  (the pair comes from the same class)
-        self.lengths = snapshot.lengths
+        self._shorten(snapshot.lengths)
 
     def rewind(self, counts: Sequence[int]) -> None:
         """Forget the last tokens of each sequence, exactly: fewer than the last read took, which was a short one
@@ -254,7 +257,14 @@ class State:
             for layer in self.layers:
                 if isinstance(layer, kind):
                     layer.rewind(counts)
-        self.lengths = tuple(length - count for length, count in zip(self.lengths, counts, strict=True))
+        self._shorten(tuple(length - count for length, count in zip(self.lengths, counts, strict=True)))
+
+    def _shorten(self, lengths: tuple[int, ...]) -> None:
+        """Stand at these lengths; what was remembered beyond them is gone."""
+        self.lengths = lengths
+        for mark in list(self.marks):
+            if any(then > now for then, now in zip(mark.lengths, lengths, strict=True)):
+                self.marks.discard(mark)
 
     def forget(self, first: int, stop: int) -> None:
         """Let go of the keys and values of some tokens, counted among those held; what Mamba took of them stays.
@@ -268,6 +278,7 @@ class State:
         for layer in self.layers:
             if isinstance(layer, KVState):
                 layer.forget(first, stop)
+        self.marks.clear()
 
     def take(self, sequences: Sequence[int]) -> State:
         """Just these sequences without copying their keys and values; the whole must not be used afterwards."""
@@ -290,7 +301,9 @@ class State:
 
     def clone(self) -> State:
         """A fork: what one reads later, the other does not know."""
-        return self.select(range(len(self)))
+        fork = self.select(range(len(self)))
+        fork.marks.update(self.marks)
+        return fork
 
     def split(self) -> list[State]:
         """Each sequence as a state of its own."""

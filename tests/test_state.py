@@ -29,6 +29,33 @@ def test_a_restored_snapshot_continues_as_if_nothing_had_been_read_since() -> No
 
 
 @torch.no_grad()
+def test_a_snapshot_behind_which_a_state_was_rolled_back_is_gone() -> None:
+    """Even when as many other tokens were read since, whose keys now stand in its place."""
+    model = backbone()
+    state = model.new_state(1)
+    model(tokens(5, 1), (5,), state)
+    early = state.snapshot()
+    model(tokens(5, 2), (5,), state)
+    late, fork = state.snapshot(), state.clone()
+    state.restore(early)
+    model(tokens(9, 3), (9,), state)
+    with pytest.raises(ValueError, match="newest snapshot first"):
+        state.restore(late)
+    model(tokens(4, 4), (4,), fork)
+    fork.restore(late)  # a fork went another way
+    whole = model(torch.cat((tokens(5, 1), tokens(5, 2), tokens(3, 5))), (13,))
+    torch.testing.assert_close(model(tokens(3, 5), (3,), fork), whole[10:], rtol=1e-4, atol=1e-5)
+    state.restore(early)
+    mark = state.snapshot()
+    model(tokens(6, 6), (6,), state)
+    state.rewind([2])
+    state.restore(mark)
+    state.forget(0, 2)
+    with pytest.raises(ValueError, match="newest snapshot first"):
+        state.restore(mark)
+
+
+@torch.no_grad()
 def test_a_fork_does_not_know_what_the_other_read() -> None:
     model = backbone()
     state = model.new_state(1)
@@ -114,10 +141,8 @@ def test_what_does_not_fit_is_refused() -> None:
     model = backbone()
     state = model.new_state(1)
     model(tokens(5, 1), (5,), state)
-    later = state.snapshot()
-    state.restore(model.new_state(1).snapshot())
-    with pytest.raises(ValueError, match="newest snapshot"):
-        state.restore(later)
+    with pytest.raises(ValueError, match="another state's"):
+        state.restore(model.new_state(1).snapshot())
     with pytest.raises(ValueError, match="indices 0 to 0"):
         state.select([1])
     other = backbone(kv_heads=4).new_state(1)
