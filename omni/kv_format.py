@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 KVFormat = Literal["exact", "bfloat16", "float8", "int8"]
+BYTES = {"bfloat16": 2, "float8": 1, "int8": 1}
 LARGEST = {"float8": 448.0, "int8": 127.0}
 
 

@@ -1,7 +1,7 @@
-"""Sealed files: safetensors with a JSON header and a checksum of every part, written whole or not at all.
+"""Sealed files: safetensors with a header of plain values and a checksum of every part, written whole or not at all.
 
-Any changed byte is noticed, and which part it hit; what opens is what was written. Tensors are mapped, not read,
-until they are used.
+Any changed byte is noticed, and which part it hit; what opens is what was written. The header is JSON, compressed, in
+a part of its own. Tensors are mapped from the file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,10 +30,12 @@ def write(path: str | Path, kind: str, header: Mapping[str, Any], tensors: Mappi
     missing or cannot be written to.
     """
     path = Path(path)
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = zlib.compress(json.dumps(header).encode(), 9)
+    parts = {HEADER: torch.frombuffer(bytearray(plain), dtype=torch.uint8), **tensors}
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(stored, pool.map(_digest, stored.values()), strict=True))
-    text = json.dumps({"kind": kind, "header": header, "sha256": digests})
+    text = json.dumps({"kind": kind, "sha256": digests})
     metadata = {"sealed": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     part = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:
@@ -62,7 +65,7 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
         raise ValueError(f"{kind}: {path} is cut off, damaged or no such file ({error}); {_AGAIN}") from None
     text = metadata.get("sealed", "")
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get("sha256"):
-        raise ValueError(f"{kind}: the header of {path} is damaged, or it is no such file; {_AGAIN}")
+        raise ValueError(f"{kind}: the list of parts of {path} is damaged, or it is no such file; {_AGAIN}")
     sealed = json.loads(text)
     if sealed["kind"] != kind:
         raise ValueError(f"{kind}: {path} is of another kind ({sealed['kind']}); pass one of this kind")
@@ -72,9 +75,11 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
     wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
     if wrong:
         raise ValueError(f"{kind}: {path} is damaged ({', '.join(wrong[:4])}); {_AGAIN}")
-    return sealed["header"], tensors
+    header = json.loads(zlib.decompress(tensors.pop(HEADER).numpy().tobytes()))
+    return header, tensors
 
 
+HEADER = "header"
 _AGAIN = "copy it again, or make it again"
 
 
