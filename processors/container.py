@@ -145,7 +145,7 @@ class AvVideo:
         with opened(self._source) as container:
             track = container.streams.best("video")
             track.thread_type = "AUTO"
-            frames, at = _decoded(container, track), -1
+            frames, at = decoded(container, track), -1
             for wanted in indices:
                 if self._key(wanted) > at + 1:
                     with suppress(FFmpegError):  # a container that cannot seek is read on
@@ -166,7 +166,7 @@ class AvVideo:
         while True:
             start = self._key(wanted, back)
             container.seek(int(self._pts[start]), stream=track)
-            frames = _decoded(container, track)
+            frames = decoded(container, track)
             first = next(frames, None)
             if first is not None and self._index(first.pts) <= wanted:
                 return chain((first,), frames)
@@ -192,8 +192,8 @@ def check_indices(name: str, indices: Sequence[int], count: int) -> None:
         raise ValueError(f"video: {name}: frames {wrong[:8] or 'none'} asked for; it has 0 to {count - 1}")
 
 
-def _decoded(container: Any, track: Any) -> Iterator[Any]:
-    """Frames with a stamp, forwards from where the container stands; broken packets are passed over."""
+def decoded(container: Any, track: Any) -> Iterator[Any]:
+    """Frames of a track that have a stamp, from where the container stands on; broken packets are passed over."""
     from av.error import FFmpegError
 
     try:

@@ -1,22 +1,24 @@
 """Sound: any file's sound as 16 kHz mono, placed on the clock of its frames.
 
-PyAV decodes and resamples (libswresample); channels are averaged. The length is that of the packets' own times, so it
-is known before anything is decoded. Nothing is imported before it is needed.
+PyAV decodes and resamples (libswresample); channels are averaged. The length is that of the packets' own times, less
+what encoders put before and behind, so it is known before anything is decoded. Nothing is imported before it is needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from itertools import chain
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from processors.container import opened, probe, short
+from processors.container import decoded, opened, probe, short
 from processors.limits import DEFAULT_LIMITS, Limits, MediaError
 from processors.source import Source, open_source
 
 RATE = 16000
+GAP = RATE // 100  # samples by which stamps may be off; where more are missing there is silence
 
 
 @runtime_checkable
@@ -71,18 +73,24 @@ class Sound:
         from av.error import FFmpegError
 
         self.name, self._source = source.name, source
-        first, last = float("inf"), 0.0
+        first, last, longest = float("inf"), 0.0, 0.0
         try:
             with opened(source) as container:
-                for packet in container.demux(container.streams.audio[0]):
+                track = container.streams.audio[0]
+                for packet in container.demux(track):
                     if packet.pts is None:
                         continue
                     at = float(packet.pts * packet.time_base)
-                    first, last = min(first, at), max(last, at + float((packet.duration or 0) * packet.time_base))
+                    duration = float((packet.duration or 0) * packet.time_base)
+                    longest = max(longest, duration)  # some containers shorten the last packet by its padding, some not
+                    end = at + min(duration, longest - _padding(packet) / track.rate)
+                    first, last = min(first, at), max(last, end)
+                if track.start_time is not None:  # behind the encoder's priming
+                    first = max(first, float(track.start_time * track.time_base))
         except FFmpegError as error:
             raise MediaError(f"media: {source.name}: its sound cannot be read ({short(error)})") from None
         self._zero = max(first, 0.0) if start is None else start
-        self.samples = max(0, int((last - self._zero) * RATE)) if first < float("inf") else 0
+        self.samples = max(0, round((last - self._zero) * RATE)) if first < float("inf") else 0
         if not self.samples:
             raise MediaError(f"media: {source.name}: its sound is empty; send the whole file")
         if self.samples > limits.max_seconds * RATE:
@@ -109,29 +117,35 @@ class Sound:
     def stream(self) -> Iterator[tuple[int, Tensor]]:
         """Pieces as they are decoded: the 16 kHz sample each starts at, and its samples; holds one at a time."""
         import av
-        from av.error import FFmpegError
 
-        resampler = av.AudioResampler(format="fltp", rate=RATE)
-        at, begun = 0, False
-        try:
-            with opened(self._source) as container:
-                track = container.streams.audio[0]
-                for frame in container.decode(track):
-                    if frame.pts is None:
-                        continue
-                    want = round((float(frame.pts * frame.time_base) - self._zero) * RATE)
-                    if not begun or want > at + RATE // 20:  # the beginning, or a gap of more than 50 ms
-                        at, begun = want, True
-                    for part in resampler.resample(frame):
-                        yield from _kept(at, torch.from_numpy(part.to_ndarray()).mean(0))
+        resampler, form, at = None, None, 0
+        with opened(self._source) as container:
+            for frame in chain(decoded(container, container.streams.audio[0]), (None,)):
+                now = frame and (frame.rate, frame.layout.name, frame.format.name)
+                want = frame and round((float(frame.pts * frame.time_base) - self._zero) * RATE)
+                if resampler is None or now != form or want > at + GAP:
+                    for part in resampler.resample(None) if resampler else []:
+                        yield from _kept(at, mono(part))
                         at += part.samples
-                for part in resampler.resample(None) if begun else []:
-                    yield from _kept(at, torch.from_numpy(part.to_ndarray()).mean(0))
+                    if frame is None:
+                        return
+                    at = want if resampler is None or want > at + GAP else at
+                    resampler, form = av.AudioResampler(format="flt", rate=RATE), now
+                for part in resampler.resample(frame):
+                    yield from _kept(at, mono(part))
                     at += part.samples
-        except (FFmpegError, ValueError) as error:
-            if not begun:
-                message = f"media: {self.name}: its sound cannot be decoded ({short(error)}); send the whole file"
-                raise MediaError(message) from None
+
+
+def mono(frame: Any) -> Tensor:
+    """The mean of a frame's channels. The frame is packed: PyAV ends the process at planes behind the eighth."""
+    return torch.from_numpy(frame.to_ndarray()).view(-1, frame.layout.nb_channels).mean(1)
+
+
+def _padding(packet: Any) -> int:
+    """Samples at a packet's end that are the encoder's and not the sound's."""
+    if not packet.has_sidedata("skip_samples"):
+        return 0
+    return int.from_bytes(bytes(packet.get_sidedata("skip_samples"))[4:8], "little")
 
 
 def _kept(at: int, part: Tensor) -> Iterator[tuple[int, Tensor]]:

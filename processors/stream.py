@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from io import BufferedIOBase, RawIOBase
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from processors.container import short
 from processors.limits import MediaError
+from processors.sound import RATE, mono
 
-RATE = 16000
 DEVICES = {"linux": ("pulse", "alsa"), "darwin": ("avfoundation",), "win32": ("dshow",)}
 
 
@@ -82,17 +81,17 @@ def _chunks(container: Any, seconds: float) -> Iterator[SoundChunk]:
     size = int(seconds * RATE)
     if size < RATE // 100:
         raise ValueError(f"stream: chunks of {seconds} s; want at least 0.01")
-    resampler = av.AudioResampler(format="fltp", rate=RATE, frame_size=size)
+    resampler = av.AudioResampler(format="flt", rate=RATE, frame_size=size)
     done = 0
     try:
         for frame in container.decode(container.streams.audio[0]):
             frame.pts = None  # the stream's own clock may jump; samples are counted
             for part in resampler.resample(frame):
-                samples = torch.from_numpy(part.to_ndarray()).mean(0)
+                samples = mono(part)
                 yield SoundChunk(start=done / RATE, samples=samples)
                 done += len(samples)
         for part in resampler.resample(None):
-            samples = torch.from_numpy(part.to_ndarray()).mean(0)
+            samples = mono(part)
             yield SoundChunk(start=done / RATE, samples=samples)
             done += len(samples)
     except (FFmpegError, IndexError) as error:

@@ -157,9 +157,10 @@ def test_every_kind_of_sound_becomes_sixteen_kilohertz(tmp_path: Path, name: str
     sound = open_sound(path)
     assert sound is not None
     samples = sound.read()
-    assert sound.seconds == pytest.approx(3, abs=0.1)
+    late = 0.025 if name == "a.m4a" else 0  # PyAV's encoder does not tell how much silence it puts before
+    assert sound.seconds == pytest.approx(3, abs=1e-4 + 2 * late)
     assert len(samples) == sound.samples
-    assert onset(samples) == pytest.approx(0.5, abs=0.03)
+    assert onset(samples) == pytest.approx(0.5, abs=0.006 + late)
     tone = samples[8000 + 2000 : 8000 + 6000] * torch.hann_window(4000)
     assert float(torch.fft.rfft(tone).abs().argmax()) * 16000 / 4000 == pytest.approx(440, abs=4)
 
@@ -246,7 +247,8 @@ def test_channels_are_averaged_at_any_rate(tmp_path: Path) -> None:
     import wave
 
     left, right, loud = (np.full(44100, value, "<i2") for value in (9000, 3000, 30000))
-    for channels in ((left, right), (left, right, loud, right, left, right)):
+    six = (left, right, loud, right, left, right)
+    for channels in ((left, right), six, (*six, left, right), (*six, *six, left)):  # mono to 5.1, 7.1 and beyond
         with wave.open(str(tmp_path / "a.wav"), "wb") as file:
             file.setnchannels(len(channels))
             file.setsampwidth(2)
@@ -257,6 +259,58 @@ def test_channels_are_averaged_at_any_rate(tmp_path: Path) -> None:
         want = float(np.mean([channel[0] for channel in channels])) / 32768
         middle = sound.read()[2000:14000]
         torch.testing.assert_close(middle, torch.full((12000,), want), rtol=0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [22050, 32000, 44100, 48000, 96000])
+def test_what_16_khz_cannot_hold_is_gone_and_the_rest_is_there(tmp_path: Path, rate: int) -> None:
+    """Otherwise a tone of 12 kHz would be heard at 4 kHz."""
+    import wave
+
+    def heard(hertz: int) -> float:
+        tone = np.sin(2 * np.pi * hertz * np.arange(rate) / rate)
+        with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes((16000 * tone).astype("<i2").tobytes())
+        sound = open_sound(tmp_path / "a.wav")
+        assert sound is not None
+        return float(sound.read()[2000:14000].square().mean().sqrt()) / (16000 / 32768 / 2**0.5)
+
+    for hertz in (50, 440, 3000, 6500):
+        assert heard(hertz) == pytest.approx(1, abs=0.03)
+    for hertz in (9000, 10500, 12000, 15000, 20000, 40000):
+        if hertz < rate / 2:
+            assert heard(hertz) < 0.002
+
+
+def test_behind_a_broken_packet_the_sound_goes_on_in_its_place(tmp_path: Path) -> None:
+    path = made_clips.clip(tmp_path / "a.m4a", picture=False, frames=120)
+    data = bytearray(path.read_bytes())
+    for start in range(len(data) // 4, len(data) // 2, 200):
+        data[start : start + 40] = b"\xff" * 40
+    whole, hurt = open_sound(path), open_sound(bytes(data))
+    assert whole is not None
+    assert hurt is not None
+    assert whole.samples == hurt.samples
+    before, after = whole.read(), hurt.read()
+    assert not torch.allclose(before[:48000], after[:48000], atol=0.1)
+    torch.testing.assert_close(after[50000:], before[50000:], rtol=0, atol=0.1)  # to half a sample; it beeps at 3.5 s
+
+
+def test_a_sound_may_change_its_rate_on_the_way(tmp_path: Path) -> None:
+    parts = [
+        made_clips.clip(tmp_path / f"{rate}.mp3", sound="libmp3lame", picture=False, frames=60, rate=rate)
+        for rate in (44100, 32000)
+    ]
+    sound = open_sound(b"".join(part.read_bytes() for part in parts))
+    assert sound is not None
+    samples = sound.read()
+    loud = samples.unfold(0, 800, 800).square().mean(-1).sqrt() > 0.1
+    assert int(loud[: 32000 // 800].sum()) == pytest.approx(20, abs=2)  # one second of beeps in two
+    assert int(loud[32000 // 800 :].sum()) > 8
+    tone = samples[24500:28500] * torch.hann_window(4000)
+    assert float(torch.fft.rfft(tone).abs().argmax()) * 4 == pytest.approx(440, abs=4)
 
 
 def test_a_header_of_twenty_hours_is_refused(tmp_path: Path) -> None:
