@@ -85,12 +85,11 @@ class Checkpoint:
             f"{key} of {self.headers[key][1]}"
             for name, source in plan.items()
             for key in source.keys
-            if targets[name].is_floating_point() != reader.is_float(key)
+            if targets[name].is_floating_point() and not reader.is_float(key)
         ]
         if odd:
             raise ValueError(
-                f"load: {self.folder} holds {_some(odd)}; want floating point, or FP8 or NVFP4 with scales, and "
-                "integers where integers belong"
+                f"load: {self.folder} holds {_some(odd)}; want floating point, or FP8 or NVFP4 with scales"
             )
         wrong = [
             f"{source.keys[0]} {shape}, want {want}"
@@ -103,14 +102,14 @@ class Checkpoint:
             )
         keep = None if dtype == "auto" else dtype
         filled: dict[str, Tensor] = {}
-        left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
-        for name in left_out:
-            fresh = torch.ones if name.endswith("weight") else torch.zeros
-            filled[name] = fresh(targets[name].shape, dtype=keep, device=device)
         for name, source in sorted(plan.items(), key=lambda item: self.files[item[1].keys[0]].name):
             exact = name.endswith("e_score_correction_bias") or not targets[name].is_floating_point()
             filled[name] = reader.read(source, targets[name].dtype if exact else keep, device)
         reader.close()
+        left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
+        for name in left_out:
+            fresh = torch.ones if name.endswith("weight") else torch.zeros
+            filled[name] = fresh(targets[name].shape, dtype=filled["embeddings.weight"].dtype, device=device)
         for name, value in filled.items():
             _assign(model, name, value)
         _tie(model, config)
