@@ -1,6 +1,7 @@
 # The two commands: `make demo` and `make test`. Each sets up .venv on a fresh machine and does its job.
 PYTHON ?= python3
 BIN := .venv/bin
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core, so one thread in each
 
 .PHONY: demo test test-all lint clean
 
@@ -20,10 +21,10 @@ demo: .venv/.installed  ## what this machine has, and what a model is made of
 	@$(BIN)/python demos/tour.py
 
 test: .venv/.installed  ## everything but the slow tests, with coverage
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n auto --cov --cov-report=term --cov-fail-under=90
+	$(TESTS) -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90
 
 test-all: .venv/.installed  ## the slow tests too
-	$(BIN)/python -m pytest -m "not gpu" -n auto
+	$(TESTS) -m "not gpu"
 
 lint: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .

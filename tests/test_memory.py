@@ -63,6 +63,14 @@ def same(one: Result, other: Result) -> None:
     assert one.prompt_tokens == other.prompt_tokens > 2 * CELL
 
 
+def same_tokens(one: Result, other: Result) -> None:
+    """For media that were encoded in other company: products of other shapes may round otherwise."""
+    assert one.logprobs is not None
+    assert one.tokens == other.tokens
+    assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    assert one.prompt_tokens == other.prompt_tokens > 2 * CELL
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_ingested_and_asked_equals_asked_at_once_bit_for_bit(question: str) -> None:
     same(answer(question, ingested()), whole(question))
@@ -87,9 +95,9 @@ def test_a_fork_knows_nothing_of_what_the_other_reads() -> None:
     memory = ingested(*PARTS[:4])
     fork = memory.fork()
     memory.append(PROCESSOR.ingest(user(*PARTS[4:]), after=memory.given))
-    same(answer("Why?", memory), whole("Why?"))
+    same_tokens(answer("Why?", memory), whole("Why?"))
     fork.append(PROCESSOR.ingest(user("other " * 60, picture(7)), after=fork.given))
-    same(answer("Why?", fork), whole("Why?", *PARTS[:4], "other " * 60, picture(7)))
+    same_tokens(answer("Why?", fork), whole("Why?", *PARTS[:4], "other " * 60, picture(7)))
 
 
 @pytest.mark.parametrize("cuts", [[2], [4], [2, 4, 6]])
@@ -268,7 +276,7 @@ def test_an_append_that_is_interrupted_leaves_the_memory_as_it_was(monkeypatch: 
             memory.append(PROCESSOR.ingest(user(*PARTS[4:], "end " * 200), after=memory.given))
     assert memory.seen is before
     memory.append(PROCESSOR.ingest(user(*PARTS[4:]), after=memory.given))
-    same(answer("Why?", memory, draft=2), answer("Why?", ingested(draft=True), draft=2))
+    same_tokens(answer("Why?", memory, draft=2), answer("Why?", ingested(draft=True), draft=2))
 
 
 @pytest.mark.parametrize("draft", [False, True])
