@@ -119,7 +119,9 @@ class Router(nn.Module):
     ) -> tuple[Float[Tensor, "tokens top_k"], Int[Tensor, "tokens top_k"], Float[Tensor, "tokens experts"]]:
         """Weights and indices of the chosen experts, and all scores (for balancing)."""
         c = self.config
-        logits = F.linear(x.float(), self.weight.float(), self.bias.float() if self.bias is not None else None)
+        bias = self.bias.float() if self.bias is not None else None
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float(), bias)
         scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
         ranks = scores + self.e_score_correction_bias.float() if c.selection_bias else scores
         chosen = choose_experts(ranks, c.top_k, c.groups, c.top_groups)

@@ -371,7 +371,8 @@ def mix_experts(
     out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
     parts = x[rows].split(loads)
     results = [expert(number, part) for number, part in enumerate(parts) if len(part)]
-    return out.index_add(0, rows, torch.cat(results) * weights.flatten()[order, None]).to(x.dtype)
+    weighted = torch.cat(results) * weights.flatten()[order, None]
+    return out.index_add(0, rows, weighted.to(out.dtype)).to(x.dtype)
 
 
 def clamped_swiglu(

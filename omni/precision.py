@@ -14,6 +14,7 @@ from functools import cache
 import torch
 
 SLOW = 4.0  # times float32's; half the memory traffic makes up for twice
+FAST = 0.7  # of float32's time: bfloat16 is worth its rounding in training
 BECOMES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.bfloat16, "U8": torch.bfloat16}
 
 
@@ -21,6 +22,11 @@ BECOMES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.bfloat
 def slowness(dtype: torch.dtype, size: int = 192) -> float:
     """How many times as long as in float32 a product of matrices takes on this CPU."""
     return _seconds(dtype, size) / _seconds(torch.float32, size)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 clearly faster than in float32."""
+    return slowness(torch.bfloat16) < FAST
 
 
 def _seconds(dtype: torch.dtype, size: int) -> float:

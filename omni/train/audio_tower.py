@@ -84,7 +84,7 @@ def spelling_loss(
 ) -> Float[Tensor, ""]:
     """CTC's negative log-likelihood a character (a silent sound counts as one)."""
     frames = counts * SUB
-    padded = pad_sequence(list(logits.log_softmax(-1).split(frames.tolist())))  # (longest, sounds, letters)
+    padded = pad_sequence(list(logits.float().log_softmax(-1).split(frames.tolist())))  # (longest, sounds, letters)
     target = torch.tensor([CODE[letter] for text in texts for letter in text], dtype=torch.long)
     lengths = torch.tensor([len(text) for text in texts])
     total = F.ctc_loss(padded, target, frames, lengths, reduction="sum")

@@ -2,7 +2,7 @@
 
 Data are made from (seed, step), so a run that is stopped and resumed sees the batches that an uninterrupted one sees,
 and its checkpoint (weights, optimisers, step) makes it go on bit for bit. Muon for matrices (Jordan et al., 2024),
-AdamW for all else.
+AdamW for all else. Products are in bfloat16 on processors that multiply it faster; weights and sums are float32.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from omni.precision import fast_bfloat16
 from omni.train.muon import Muon
 
 
@@ -88,7 +89,8 @@ class Run:
             for group in optimiser.param_groups:
                 group["lr"] = group["full_rate"] * scale
             optimiser.zero_grad()
-        losses = objective(self.step)
+        with products():
+            losses = objective(self.step)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.schedule.clip)
         if not math.isfinite(float(norm)):
@@ -125,7 +127,7 @@ class Run:
                 extra: dict[str, float] = {}
                 if evaluate is not None and (last or self.step % evaluate_every == 0):
                     self.module.eval()
-                    with torch.no_grad():
+                    with torch.no_grad(), products():
                         extra = evaluate()
                     self.module.train()
                 if self.step % log_every == 0 or last or extra:
@@ -143,6 +145,11 @@ class Run:
     def _log(self, line: dict[str, Any]) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def products() -> torch.autocast:
+    """Where products of matrices are taken in bfloat16, if that is fast here."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16())
 
 
 def _optimisers(module: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

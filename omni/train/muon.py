@@ -1,6 +1,6 @@
-"""Muon in float32: momentum, then the nearest orthogonal matrix (Jordan et al., 2024; Newton-Schulz).
+"""Muon: momentum, then the nearest orthogonal matrix (Jordan et al., 2024; Newton-Schulz).
 
-torch's own works in bfloat16, which processors without bfloat16 units multiply some fifty times more slowly.
+torch's own always works in bfloat16, which processors without bfloat16 units multiply some fifty times more slowly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omni.precision import fast_bfloat16
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -21,10 +23,11 @@ def orthogonal(matrix: Float[Tensor, "*stack rows cols"], steps: int = 5) -> Flo
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if fast_bfloat16() else x
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

@@ -33,7 +33,7 @@ class Sizes:
     joint step.
     """
 
-    language: int = 9000
+    language: int = 6000
     vision: int = 6000
     audio: int = 4000
     projection: int = 2000
