@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,10 @@ class Clip:
 
 
 def open_clip(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Clip:
-    """A video file, or frames with their times; sampled as its options or the rules say."""
+    """A video file, or frames with their times; sampled as its options or the rules say.
+
+    Options: sampling (a policy or its plain form), or fps, or the times of the frames wanted.
+    """
     options = item.options
     sound: Sound | Samples | None = None
     if options.get("frames"):
@@ -196,13 +199,28 @@ def open_clip(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Clip:
             sound = open_sound(item.thing, limits, with_video=True)
     if sound is not None and rules.audio and sound.samples < rules.audio.mel.hop:
         sound = None
-    policy = options.get("sampling", rules.sampling)
-    if options.get("frames") and "sampling" not in options:
-        indices = list(range(len(opened)))  # the user has chosen already
-    else:
-        indices = video.sample(policy, len(opened), clips.average_fps(opened.times), opened.times.tolist())
+    indices = list(range(len(opened)))  # frames that are given have been chosen already
+    if not options.get("frames") or "sampling" in options:
+        times = opened.times.tolist()
+        indices = video.sample(_policy(item, rules), len(opened), clips.average_fps(opened.times), times, opened.keys)
     rate = float(options.get("pruning_rate", rules.pruning))
     return Clip(item.name, rules, opened, indices, rate, sound, kept)
+
+
+def _policy(item: Item, rules: Rules) -> video.Sampling:
+    """How a file's frames are chosen: as its options say, else as the rules do."""
+    options = item.options
+    if options.get("frames"):
+        return video.policy(options["sampling"])
+    chosen = [name for name in ("sampling", "fps", "times") if name in options]
+    if len(chosen) > 1:
+        raise ValueError(f"video: {item.name}: {' and '.join(chosen)} came; want one of them")
+    if chosen == ["fps"]:
+        way = rules.sampling if isinstance(rules.sampling, video.Rate) else video.RECIPE
+        return replace(way, fps=float(options["fps"]))
+    if chosen == ["times"]:
+        return video.policy({"seconds": options["times"]})
+    return video.policy(options["sampling"]) if chosen else rules.sampling
 
 
 def open_recording(item: Item, rules: Rules, limits: Limits) -> Recording:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from processors.chat import Item
 from processors.clip_items import NumKept, open_clip, open_recording
+from processors.container import probe
 from processors.items import Opened, Pages, Picture, Recording, Samples
 from processors.limits import Limits, MediaError
 from processors.pdf import open_document
@@ -33,6 +34,8 @@ def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened
             kind = told
             if kind == "image":
                 return Picture(item, rules, limits)
+            if kind == "video" and not probe(source, limits).has_video:
+                kind = "audio"  # an MP4 or WebM that holds sound alone
         elif told in ("image", "document"):
             raise MediaError(f"media: {item.name}: holds a {told}, not {kind}; pass it as {told}")
     if kind == "document":

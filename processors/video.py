@@ -7,8 +7,8 @@ the true time of each; a long clip is made in segments that end between tubelets
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import ceil, floor, isqrt, sqrt
 
@@ -72,9 +72,9 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keyframes:
-    """The frames of these indices, as a demuxer or a shot detector gives them; at most `cap`, evenly among them."""
+    """The file's own key frames, or those of these indices, as a shot detector gives them; at most `cap`, evenly."""
 
-    indices: tuple[int, ...]
+    indices: tuple[int, ...] | None = None
     cap: int | None = None
 
 
@@ -129,11 +129,41 @@ def num_tokens(frames: int, grid: Grid, rule: VideoRule = REFERENCE) -> int:
     return ceil(frames / rule.tubelet_frames) * grid[0] * grid[1] // rule.pixels.shuffle**2
 
 
-def sample(policy: Sampling, frames: int, fps: float, times: Sequence[float] | None = None) -> list[int]:
+_PLAIN = {"fps": float, "seconds": lambda them: tuple(map(float, them)), "indices": tuple}  # from JSON's types
+
+
+def policy(value: object) -> Sampling:
+    """A policy in its plain form: "keyframes", {"fps": 2.0, "cap": 128}, {"frames": 32} or {"seconds": [0.5, 9]}.
+
+    A policy stays itself. Raises ValueError for anything else.
+    """
+    if isinstance(value, Rate | Count | Keyframes | Moments):
+        return value
+    if value == "keyframes":
+        return Keyframes()
+    if isinstance(value, Mapping):
+        kinds = {"fps": Rate, "frames": Count, "seconds": Moments, "indices": Keyframes}
+        kind = next((kind for name, kind in kinds.items() if name in value), None)
+        if kind and set(value) <= {field.name for field in fields(kind)}:
+            return kind(**{name: _PLAIN.get(name, lambda it: it)(it) for name, it in value.items()})
+    raise ValueError(
+        f"sample: the policy {value!r:.80} is unknown; want 'keyframes', {{'fps': 2.0, 'cap': 128}}, {{'frames': 32}} "
+        "or {'seconds': [0.5, 9]}"
+    )
+
+
+def sample(
+    policy: Sampling,
+    frames: int,
+    fps: float,
+    times: Sequence[float] | None = None,
+    keys: Sequence[int] = (),
+) -> list[int]:
     """Indices of the frames to take, rising, each once, of a clip of `frames` frames at `fps` on average.
 
-    times: the true second of every frame, where the rate varies; even spacing by default. Raises ValueError for a clip
-    without frames or rate, times that do not rise or fit, and indices or moments outside the clip.
+    times: the true second of every frame, where the rate varies; even spacing by default. keys: the file's key frames.
+    Raises ValueError for a clip without frames or rate, times that do not rise or fit, and indices or moments outside
+    the clip.
     """
     if frames < 1 or not 0 < fps < float("inf"):
         raise ValueError(f"sample: a clip of {frames} frames at {fps} fps came; want at least one frame and a rate")
@@ -149,7 +179,7 @@ def sample(policy: Sampling, frames: int, fps: float, times: Sequence[float] | N
             chosen = _ticked(_stamps(frames, fps, times), fps, policy.fps)
             return chosen if policy.cap is None or len(chosen) <= policy.cap else _spread(frames, policy.cap)
         case Keyframes():
-            chosen = sorted(set(policy.indices))
+            chosen = sorted(set(keys if policy.indices is None else policy.indices))
             if not chosen or chosen[0] < 0 or chosen[-1] >= frames:
                 raise ValueError(
                     f"sample: key frames {chosen[:1]} to {chosen[-1:]} of a clip of {frames} frames; "
