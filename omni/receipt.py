@@ -80,7 +80,7 @@ class Receipt:
             identity=identity,
             settings={**asdict(result.settings), "draft": draft},
             answer=answer,
-            seconds={"decode media": seen.given.seconds, **result.seconds},
+            seconds={"decode media": seen.given.seconds - seen.memory.get("decode media", 0.0), **result.seconds},
             when=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         )
 

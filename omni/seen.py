@@ -92,7 +92,7 @@ class Seen:
     def ingested(self, seconds: Mapping[str, float]) -> Seen:
         """All of it stays in a memory, which spent so much time by stage on the last part."""
         spent = {stage: self.memory.get(stage, 0.0) + value for stage, value in seconds.items()}
-        return replace(self, memory={"tokens": self.tokens, **spent})
+        return replace(self, memory={"tokens": self.tokens, "decode media": self.given.seconds, **spent})
 
     def by_item(self) -> list[range]:
         """The places of each of the given items that were read."""

@@ -150,6 +150,8 @@ def test_a_memorys_receipt_tells_of_all_that_was_read(receipt: Receipt, folder: 
     assert made.seen.looks.keys() == receipt.seen.looks.keys() or len(made.seen.looks) >= len(receipt.seen.looks)
     assert made.seen.memory["tokens"] == memory.tokens
     assert "came from a memory" in made.to_html()
+    assert made.seen.memory["decode media"] == memory.given.seconds
+    assert made.seconds["decode media"] == question.given[0].seconds - memory.given.seconds > 0
     again = replay(Receipt.from_dict(made.to_dict()), MODEL, PROCESSOR)
     assert again.same
     assert again.differences == ()
