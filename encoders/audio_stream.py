@@ -72,7 +72,7 @@ class AudioStream:
 
     def new_state(self) -> AudioState:
         """Of a sound of which nothing is heard yet."""
-        weight = self.encoder.subsampling.linear.weight
+        weight = next(self.encoder.parameters())
         nothing = weight.new_zeros(0, self.encoder.width)
         memory = LayerMemory(keys=nothing, values=nothing, gated=nothing, waiting=nothing)
         mels = weight.new_zeros(0, self.encoder.config.mels)

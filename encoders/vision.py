@@ -129,7 +129,7 @@ class RadioVit(nn.Module):
         self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "images 2"]
     ) -> Float[Tensor, "patches width"]:
         """Linear embedding of image patches, positions added. Raises ValueError when patches and grids do not fit."""
-        return self._embed(self.patch_generator.embedder, patches, grids, "embed_images")
+        return self._embed(self.patch_generator.embedder, 1, patches, grids, "embed_images")
 
     def embed_tubelets(
         self, patches: Float[Tensor, "patches pixels"], grids: Int[Tensor, "tubelets 2"]
@@ -137,17 +137,19 @@ class RadioVit(nn.Module):
         """The same for tubelets (the patches of consecutive frames joined), through their own embedding if there is
         one.
         """
-        generator = self.patch_generator
-        return self._embed(generator.video_embedder or generator.embedder, patches, grids, "embed_tubelets")
+        generator, frames = self.patch_generator, self.config.tubelet_frames
+        return self._embed(generator.video_embedder or generator.embedder, frames, patches, grids, "embed_tubelets")
 
-    def _embed(self, embedder: nn.Linear, patches: Tensor, grids: Tensor, where: str) -> Tensor:
-        if patches.shape[1] != embedder.in_features:
+    def _embed(self, embedder: nn.Module, frames: int, patches: Tensor, grids: Tensor, where: str) -> Tensor:
+        wanted = frames * self.config.pixels
+        if patches.shape[1] != wanted:
             raise ValueError(
-                f"{where}: patches of {patches.shape[1]} values came, this tower wants {embedder.in_features} "
+                f"{where}: patches of {patches.shape[1]} values came, this tower wants {wanted} "
                 f"(3 channels of {self.patch_size} px squares, times the frames of a tubelet)"
             )
         check_grids(grids, len(patches), where)
-        return embedder(patches) + self.positions(grids).to(embedder.weight.dtype)
+        embedded = embedder(patches)
+        return embedded + self.positions(grids).to(embedded.dtype)
 
     def positions(self, grids: Int[Tensor, "items 2"]) -> Float[Tensor, "patches width"]:
         """Cropped positions, float32: the learned square resized to (m, m), m = max(rows, cols), cut top left."""

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omni.ops import Lengths, causal_attention, rope_frequencies, rotate
+from omni.kernels import causal_attention
+from omni.ops import Lengths, rope_frequencies, rotate
 from omni.state import KVState
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omni.attention import Attention, AttentionConfig
+from omni.kernels import rms_norm
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, LinearConfig, MLPConfig, MoE, MoEConfig, NoOpConfig
-from omni.ops import Lengths, rms_norm
+from omni.ops import Lengths
 from omni.state import KVState, LayerState, MambaState, State
 
 BlockConfig = MambaConfig | AttentionConfig | MLPConfig | MoEConfig | LinearConfig | NoOpConfig

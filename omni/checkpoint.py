@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from omni.config import OmniConfig
 from omni.keys import Source, sources
+from omni.packed import BIASES, STACKS, Format, PackedExperts, PackedLinear, Stack, check, dense, packs, widen
 from omni.tensors import Reader, with_scales
 
 TINY = Path(__file__).parent / "tiny"  # the model in the package
@@ -69,8 +71,12 @@ class Checkpoint:
         config: OmniConfig,
         dtype: torch.dtype | Literal["auto"] = "auto",
         device: torch.device | str = "auto",
+        form: Format | None = None,
     ) -> None:
-        """Give every parameter and buffer of a model on the meta device its weights, one at a time, shard by shard."""
+        """Give every parameter and buffer of a model on the meta device its weights, one at a time, shard by shard.
+
+        form: pack linears and experts in it as they come.
+        """
         if dtype != "auto" and (not dtype.is_floating_point or dtype.itemsize < 2):
             raise ValueError(f"load: dtype {dtype} came; want 'auto', float32, bfloat16 or float16")
         device = torch.device("cpu" if device == "auto" else device)
@@ -101,18 +107,41 @@ class Checkpoint:
                 f"load: {self.folder} holds tensors of other shapes: {_some(wrong)}; is config.json its own?"
             )
         keep = None if dtype == "auto" else dtype
+        if form is not None:
+            check(form, device)
         filled: dict[str, Tensor] = {}
+        stacks: dict[str, dict[str, Stack]] = {}
+        linears: dict[str, PackedLinear] = {}
         for name, source in sorted(plan.items(), key=lambda item: self.files[item[1].keys[0]].name):
             exact = name.endswith("e_score_correction_bias") or not targets[name].is_floating_point()
-            filled[name] = reader.read(source, targets[name].dtype if exact else keep, device)
+            value = reader.read(source, targets[name].dtype if exact else keep, device)
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            if form is None or not packs(module, leaf):
+                filled[name] = value
+            elif leaf in STACKS:
+                stacks.setdefault(path, {})[leaf] = Stack(value, form)
+            else:
+                linears[path] = PackedLinear(value, None, form)
         reader.close()
         left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
         for name in left_out:
             fresh = torch.ones if name.endswith("weight") else torch.zeros
             filled[name] = fresh(targets[name].shape, dtype=filled["embeddings.weight"].dtype, device=device)
+        if form is not None and config.backbone.tied:
+            linears["head"] = PackedLinear(filled["embeddings.weight"], None, form)
+        for path, linear in linears.items():
+            model.set_submodule(path, linear)
+        for path, parts in stacks.items():
+            clamp = getattr(model.get_submodule(path), "clamp")  # noqa: B009  (of Experts)
+            biases = {name: filled.pop(f"{path}.{name}", None) for name in BIASES}
+            model.set_submodule(path, PackedExperts(parts, biases, clamp))
         for name, value in filled.items():
             _assign(model, name, value)
-        _tie(model, config)
+        if form is None:
+            _tie(model, config)
+        else:
+            widen(model)
 
 
 def folder_of(path: str | Path, patterns: list[str]) -> Path:
@@ -224,7 +253,7 @@ def save(model: nn.Module, config: OmniConfig, values: Mapping[str, Any], folder
 
 def _upstream(model: nn.Module, config: OmniConfig) -> Iterator[tuple[str, Tensor]]:
     halves: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in _tensors(model).items():
+    for name, tensor in chain(_tensors(model).items(), dense(model)):
         if name == "head.weight" and config.backbone.tied:
             continue
         first = next(sources(name, config))

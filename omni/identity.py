@@ -25,16 +25,36 @@ def fingerprint(model: nn.Module, config: object) -> str:
     A model trained further, merged or quantised has another one; so has nearly every edit, but not one of a few values
     between the samples. Values count as float32: a bfloat16 checkpoint read in float32 stays the same model.
     """
-    tensors = sorted(model.state_dict(keep_vars=True).items())
-    now = tuple((tensor.data_ptr(), _changes(tensor)) for _, tensor in tensors)
+    tensors = model.state_dict(keep_vars=True)
+    packed = {
+        f"{prefix}.{name}".lstrip("."): origin
+        for prefix, module in model.named_modules()
+        for name, origin in getattr(module, "origin", {}).items()
+    }
+    now = (*((tensor.data_ptr(), _changes(tensor)) for tensor in tensors.values()), *map(id, packed.values()))
     before = _known.get(model)
     if before is None or before[0] != now:
         made = hashlib.sha256(repr(config).encode())
-        for name, tensor in tensors:
-            made.update(f"{name} {tuple(tensor.shape)}".encode())
-            made.update(_spread(tensor).numpy().tobytes())
+        origins = {name: Origin.of(tensor) for name, tensor in tensors.items()} | packed
+        for name, origin in sorted(origins.items()):
+            made.update(f"{name} {origin.shape}{origin.form}".encode())
+            made.update(origin.values.numpy().tobytes())
         before = _known[model] = (now, made.hexdigest())
     return before[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a weight was before it was packed: its shape, 1024 of its values, and " int8" or " int4" if rounded."""
+
+    shape: tuple[int, ...]
+    values: Tensor
+    form: str = ""
+
+    @classmethod
+    def of(cls, tensor: Tensor, form: str | None = None) -> Origin:
+        """Of a weight as it is now."""
+        return cls(tuple(tensor.shape), _spread(tensor), f" {form}" if form else "")
 
 
 def _changes(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ from omni.codec import read_tokenizer
 from omni.config import OmniConfig
 from omni.hf import from_hf
 from omni.model import OmniModel
+from omni.packed import Format, pack
 from processors import audio, image, video
 from processors.limits import DEFAULT_LIMITS, Limits
 from processors.processor import Processor
@@ -84,11 +85,15 @@ def load(
     path: str | Path,
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str = "auto",
+    quantize: Format | None = None,
 ) -> tuple[OmniModel, OmniProcessor]:
     """Load "tiny" (the model in the package), a local folder or a hub repository's id → (model, processor).
 
-    No remote code is run. See `OmniModel.from_pretrained` for dtype, device and errors.
+    For asking: on a CPU its weights are packed (`omni.packed`), so it reads and writes faster and cannot be trained;
+    take `OmniModel.from_pretrained` for that. No remote code is run. See there for dtype, device, quantize and errors.
     """
-    model = OmniModel.from_pretrained(path, dtype, device)
+    model = OmniModel.from_pretrained(path, dtype, device, quantize)
+    if quantize is None and model.device.type == "cpu":
+        pack(model)
     tokenizer = model.codec.tokenizer if model.codec else _tokenizer(path)
     return model, OmniProcessor.of(model.config, tokenizer)

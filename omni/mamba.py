@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omni.ops import Lengths, causal_conv, gated_group_rms_norm, selective_scan, selective_steps, short_conv
+from omni.kernels import causal_conv, fast, gated_group_rms_norm, selective_scan, selective_step, step_conv
+from omni.ops import Lengths, selective_steps, short_conv
 from omni.state import MambaState, Trail
 
 SHORT = 8  # up to so many tokens a sequence go step by step, and can be taken back one by one
@@ -106,23 +107,30 @@ class Mamba(nn.Module):
         before = state or self.new_state(len(lengths), u.device, u.dtype)
         z, xbc, dt = self.in_proj(u).split([c.inner, c.channels, c.heads], -1)
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+        one = fast(u) and max(lengths) == 1
         short = max(lengths) <= SHORT
-        if short:
+        if one:
+            xbc, history = step_conv(xbc, weight, bias, before.history)
+        elif short:
             xbc, inputs = short_conv(xbc, weight, bias, lengths, before.history)
         else:
             xbc, history = causal_conv(xbc, weight, bias, lengths, before.history)
-        x, b, cc = xbc.float().split([c.inner, c.groups * c.state, c.groups * c.state], -1)
+        x, b, cc = xbc.split([c.inner, c.groups * c.state, c.groups * c.state], -1)
         x = x.unflatten(-1, (c.heads, c.head_dim))
         b, cc = b.unflatten(-1, (c.groups, c.state)), cc.unflatten(-1, (c.groups, c.state))
         dt = F.softplus(dt.float() + self.dt_bias.float())
         a = -self.A_log.float().exp()
-        if short:
-            y, states = selective_steps(x, dt, a, b, cc, before.ssm, lengths)
+        if one:
+            y, ssm = selective_step(x, dt, a, b, cc, before.ssm)
+            after = MambaState(history, ssm)
+        elif short:
+            y, states = selective_steps(x.float(), dt, a, b.float(), cc.float(), before.ssm, lengths)
             after = MambaState.at_end(Trail(inputs, states, lengths))
         else:
             y, ssm = selective_scan(x, dt, a, b, cc, before.ssm, lengths, c.chunk)
             after = MambaState(history, ssm)
         if state is not None:
             state.replace(after)
-        y = (y + x * self.D.float()[:, None]).flatten(1)  # (tokens, inner)
+        skip = self.D.float().repeat_interleave(c.head_dim)
+        y = torch.addcmul(y.flatten(1), x.flatten(1).float(), skip)  # (tokens, inner)
         return self.out_proj(gated_group_rms_norm(y, z, self.norm.weight, c.groups, self.eps))

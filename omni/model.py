@@ -29,6 +29,7 @@ from omni.identity import Identity
 from omni.memory import Memory
 from omni.mtp import MTP
 from omni.ops import Lengths
+from omni.packed import Format
 from omni.precision import cpu_dtype
 from omni.projector import Projector
 from omni.sampling import Sampling
@@ -90,13 +91,16 @@ class OmniModel(nn.Module):
         path: str | Path,
         dtype: torch.dtype | Literal["auto"] = "auto",
         device: torch.device | str = "auto",
+        quantize: Format | None = None,
     ) -> OmniModel:
         """Load a local checkpoint folder, or a repository of the hub by its id; in eval mode.
 
         dtype "auto" keeps each tensor's own (quantised ones become bfloat16), or takes float32 and says so on a CPU
-        that is slow in half precision; device "auto" takes CUDA if there is one. Where the folder has a tokenizer, the
-        model can generate. Weights stream in one by one: the peak is the model and one tensor. Raises ValueError naming
-        every key that is missing, unknown or of a wrong shape; nothing is loaded then.
+        that is slow in half precision; device "auto" takes CUDA if there is one. quantize packs the weights of linears
+        and experts in eight or four bits while they come, for a CPU; such a model reads and writes, and is not trained
+        or saved. Where the folder has a tokenizer, the model can generate. Weights stream in one by one: the peak is
+        the model and one tensor. Raises ValueError naming every key that is missing, unknown or of a wrong shape;
+        nothing is loaded then.
         """
         checkpoint = Checkpoint.open(path)
         config = from_hf(checkpoint.config)
@@ -106,7 +110,7 @@ class OmniModel(nn.Module):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto" and torch.device(device).type == "cpu":
             dtype = cpu_dtype(kind for _, kind in checkpoint.headers.values()) or "auto"
-        checkpoint.fill(model, config, dtype, device)
+        checkpoint.fill(model, config, dtype, device, quantize)
         model.codec = Codec.from_folder(checkpoint.folder, config)
         return model.eval()
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni.ops import choose_experts, clamped_swiglu, mix_experts, relu2
+from omni.kernels import mix_experts
+from omni.ops import choose_experts, clamped_swiglu, relu2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,18 +149,24 @@ class Experts(nn.Module):
         self.gate_bias = nn.Parameter(torch.zeros(config.experts, config.hidden)) if bias and config.gated else None
         self.down_bias = nn.Parameter(torch.zeros(config.experts, width)) if bias else None
 
+    def mix(
+        self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor
+    ) -> Float[Tensor, "tokens width"]:
+        """Each token's chosen experts, weighted and added up."""
+        return mix_experts(x, chosen, weights, self)
+
     def forward(self, expert: int, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """One expert on the rows that chose it: down(act(up x)), ReLU², or SiLU(gate x) * up x when gated."""
-        hidden = F.linear(x, self.up_proj[expert], _row(self.up_bias, expert))
+        hidden = F.linear(x, self.up_proj[expert], bias_of(self.up_bias, expert))
         if self.gate_proj is None:
             hidden = relu2(hidden)
         else:
-            gate = F.linear(x, self.gate_proj[expert], _row(self.gate_bias, expert))
+            gate = F.linear(x, self.gate_proj[expert], bias_of(self.gate_bias, expert))
             hidden = F.silu(gate) * hidden if self.clamp is None else clamped_swiglu(gate, hidden, self.clamp)
-        return F.linear(hidden, self.down_proj[expert], _row(self.down_bias, expert))
+        return F.linear(hidden, self.down_proj[expert], bias_of(self.down_bias, expert))
 
 
-def _row(bias: Tensor | None, expert: int) -> Tensor | None:
+def bias_of(bias: Tensor | None, expert: int) -> Tensor | None:
     return None if bias is None else bias[expert]
 
 
@@ -183,7 +190,7 @@ class MoE(nn.Module):
         """
         weights, chosen, _ = self.gate(x)
         latent = self.fc1_latent_proj(x) if self.fc1_latent_proj else x
-        out = mix_experts(latent, chosen, weights, self.experts)
+        out = self.experts.mix(latent, chosen, weights)
         out = self.fc2_latent_proj(out) if self.fc2_latent_proj else out
         return out + self.shared_experts(x) if self.shared_experts else out
 

@@ -45,7 +45,7 @@ class MTP(nn.Module):
 
     def new_state(self, sequences: int = 1, dtype: torch.dtype | None = None) -> State:
         """An empty memory of its own: the block attends over what it has read itself."""
-        weight = self.eh_proj.weight
+        weight = self.final_layernorm.weight
         return State(
             tuple(block.new_state(sequences, weight.device, dtype or weight.dtype) for block in self._blocks()),
             [0] * sequences,

@@ -61,7 +61,8 @@ def causal_conv(
     history: the `taps - 1` inputs before each sequence (zeros at the start), float32. Returns the outputs in x's
     dtype and the history for what comes next.
     """
-    past = weight.shape[1] - 1
+    past, weight = weight.shape[1] - 1, weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
     parts: list[Tensor] = []
     for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
         parts += [before, rows]
@@ -93,9 +94,10 @@ def short_conv(
     goes back to a sequence's n-th token takes the rows n to n + past.
     """
     ones = [1] * len(lengths)
-    inputs = torch.cat((history.to(x.dtype), _to_chunks(x, lengths, ones, max(lengths))), 1)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    inputs = torch.cat((history.to(x.dtype), to_chunks(x, lengths, ones, max(lengths))), 1)
     windows = inputs.unfold(1, weight.shape[1], 1)  # (sequences, steps, channels, taps)
-    out = _from_chunks((windows * weight).sum(-1), lengths, ones)
+    out = from_chunks((windows * weight).sum(-1), lengths, ones)
     return F.silu(out if bias is None else out + bias), inputs
 
 
@@ -115,7 +117,7 @@ def selective_steps(
     """
     ones = [1] * len(lengths)
     per_group = a.shape[0] // b.shape[1]
-    x, dt, b, c = (_to_chunks(value, lengths, ones, max(lengths)) for value in (x, dt, b, c))
+    x, dt, b, c = (to_chunks(value, lengths, ones, max(lengths)) for value in (x, dt, b, c))
     b, c = b.repeat_interleave(per_group, 2), c.repeat_interleave(per_group, 2)  # (sequences, steps, heads, state)
     decay = torch.exp(dt * a)[..., None, None]
     xdt = (x * dt[..., None])[..., None]  # (sequences, steps, heads, dim, 1)
@@ -125,7 +127,7 @@ def selective_steps(
         states.append(state)
     after = torch.stack(states)
     y = (after @ c.transpose(0, 1)[..., None]).squeeze(-1).transpose(0, 1)  # (sequences, steps, heads, dim)
-    return _from_chunks(y, lengths, ones), after
+    return from_chunks(y, lengths, ones), after
 
 
 def selective_scan(
@@ -146,7 +148,7 @@ def selective_scan(
     """
     chunk = min(chunk, max(lengths))
     counts = [-(-length // chunk) for length in lengths]
-    x, dt, b, c = (_to_chunks(value, lengths, counts, chunk) for value in (x, dt, b, c))
+    x, dt, b, c = (to_chunks(value, lengths, counts, chunk) for value in (x, dt, b, c))
     groups, per_group = b.shape[2], a.shape[0] // b.shape[2]
 
     log_decay = (dt * a).cumsum(1).unflatten(-1, (groups, per_group))  # (chunks, steps, groups, per_group)
@@ -162,15 +164,15 @@ def selective_scan(
     # What each chunk adds to the state, and the state that enters each chunk
     to_end = (log_decay[:, -1:] - log_decay).exp()
     added = torch.einsum("kjgs,kjghd->kghds", b, xdt * to_end[..., None]).flatten(1, 2)
-    entering, state = _carry(added, log_decay[:, -1].flatten(1).exp(), state, counts)
+    entering, state = carry(added, log_decay[:, -1].flatten(1).exp(), state, counts)
     entering = entering.unflatten(1, (groups, per_group))
     y = y + torch.einsum("kigs,kghds->kighd", c, entering) * log_decay.exp()[..., None]
 
     y = y.flatten(2, 3)  # (chunks, steps, heads, dim)
-    return _from_chunks(y, lengths, counts), state
+    return from_chunks(y, lengths, counts), state
 
 
-def _to_chunks(value: Tensor, lengths: Lengths, counts: list[int], chunk: int) -> Tensor:
+def to_chunks(value: Tensor, lengths: Lengths, counts: list[int], chunk: int) -> Tensor:
     """(tokens, ...) → (chunks, chunk, ...), each sequence filled up with zeros at its end."""
     if any(length % chunk for length in lengths):
         parts: list[Tensor] = []
@@ -180,7 +182,7 @@ def _to_chunks(value: Tensor, lengths: Lengths, counts: list[int], chunk: int) -
     return value.unflatten(0, (-1, chunk))
 
 
-def _from_chunks(value: Tensor, lengths: Lengths, counts: list[int]) -> Tensor:
+def from_chunks(value: Tensor, lengths: Lengths, counts: list[int]) -> Tensor:
     chunk = value.shape[1]
     value = value.flatten(0, 1)
     if len(value) == sum(lengths):
@@ -189,7 +191,7 @@ def _from_chunks(value: Tensor, lengths: Lengths, counts: list[int]) -> Tensor:
     return torch.cat([rows[:length] for rows, length in zip(filled, lengths, strict=True)])
 
 
-def _carry(added: Tensor, decay: Tensor, state: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+def carry(added: Tensor, decay: Tensor, state: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
     """Run h_{k+1} = decay_k h_k + added_k along each sequence's chunks, all sequences abreast.
 
     Returns the state that enters each chunk (packed as the chunks are) and each sequence's last state.

@@ -132,7 +132,8 @@ def language(
     balancer = Balancer(both.model.backbone)
     packer = Packer(drawn=False)
     made = mixture.makers(Mute(), drawn=False)
-    run = Run(both, Schedule(steps=steps, rate=3e-3, matrix_rate=1e-2, warmup=30, decay=0.5), folder, "language")
+    schedule = Schedule(steps=steps, rate=2e-3, matrix_rate=3e-3, warmup=50, decay=0.6, weight_decay=0.1)
+    run = Run(both, schedule, folder, "language")
     run.resume()
 
     def objective(step: int) -> dict[str, Tensor]:

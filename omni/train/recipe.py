@@ -40,7 +40,7 @@ class Sizes:
     together: int = 5000
     drafting: int = 1500
     phases: tuple[Phase, ...] = PHASES
-    patches: int = 3500
+    patches: int = 3000
     audio_tokens: int = 700
     joint_tokens: int = 2048
     voices: tuple[str, ...] | None = None  # all, or those of these names

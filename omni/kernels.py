@@ -1,0 +1,218 @@
+"""Fast twins of `ops` for reading and writing on a CPU, under the same names and with the same arguments.
+
+Chosen here and nowhere else: where gradients are wanted, and on other devices, the reference runs. Products are taken
+in the dtype of x, b and c (bfloat16 is four times as fast as float32 where the processor has instructions for it);
+decays, sums and the state stay float32. A test holds each twin to its reference: 1e-5 in float32, 1e-2 in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from omni import ops
+from omni.ops import Lengths, carry, from_chunks, to_chunks
+
+
+def fast(x: Tensor) -> bool:
+    """Whether the twins take this tensor."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def rms_norm(
+    x: Float[Tensor, "*rows width"], weight: Float[Tensor, " width"], eps: float
+) -> Float[Tensor, "*rows width"]:
+    """See `ops.rms_norm`."""
+    if not fast(x):
+        return ops.rms_norm(x, weight, eps)
+    wide = x.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scaled = wide * torch.rsqrt(size.square().div_(x.shape[-1]).add_(eps))
+    return scaled.mul_(weight).to(x.dtype)
+
+
+def gated_group_rms_norm(
+    y: Float[Tensor, "tokens inner"],
+    gate: Float[Tensor, "tokens inner"],
+    weight: Float[Tensor, " inner"],
+    groups: int,
+    eps: float,
+) -> Float[Tensor, "tokens inner"]:
+    """See `ops.gated_group_rms_norm`."""
+    if not fast(y):
+        return ops.gated_group_rms_norm(y, gate, weight, groups, eps)
+    wide = F.silu(gate.float()).mul_(y)
+    by_group = wide.view(len(wide), groups, -1)
+    size = torch.linalg.vector_norm(by_group, dim=-1, keepdim=True)
+    by_group.mul_(size.square_().div_(by_group.shape[-1]).add_(eps).rsqrt_())
+    return wide.mul_(weight).to(gate.dtype)
+
+
+def causal_conv(
+    x: Float[Tensor, "tokens channels"],
+    weight: Float[Tensor, "channels taps"],
+    bias: Float[Tensor, " channels"] | None,
+    lengths: Lengths,
+    history: Float[Tensor, "sequences past channels"],
+) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"]]:
+    """See `ops.causal_conv`: one depthwise convolution, channels last, over all sequences behind their histories."""
+    if not fast(x):
+        return ops.causal_conv(x, weight, bias, lengths, history)
+    past, weight = weight.shape[1] - 1, weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    parts: list[Tensor] = []
+    for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
+        parts += [before, rows]
+    extended = torch.cat(parts)
+    image = extended[None, :, None].permute(0, 3, 1, 2)  # (1, channels, tokens, 1), channels last in memory
+    out = F.conv2d(image, weight[:, None, :, None], bias, groups=len(weight)).permute(0, 2, 3, 1)[0, :, 0]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + past + length)
+    if len(lengths) > 1:
+        out = torch.cat([out[start : start + n] for start, n in zip(starts, lengths, strict=False)])
+    ends = torch.stack([extended[end - past : end] for end in starts[1:]])
+    return F.silu(out, inplace=True), ends.float()
+
+
+INSIDE = 2**20  # weights between the steps of chunks that are held at a time
+
+
+@lru_cache(maxsize=8)
+def _later(size: int) -> Float[Tensor, "size size"]:
+    """-inf where the key is later than the query, else 0."""
+    with torch.inference_mode(False):
+        return torch.full((size, size), -torch.inf).triu(1)
+
+
+def selective_scan(
+    x: Float[Tensor, "tokens heads dim"],
+    dt: Float[Tensor, "tokens heads"],
+    a: Float[Tensor, " heads"],
+    b: Float[Tensor, "tokens groups state"],
+    c: Float[Tensor, "tokens groups state"],
+    state: Float[Tensor, "sequences heads dim state"],
+    lengths: Lengths,
+    chunk: int,
+) -> tuple[Float[Tensor, "tokens heads dim"], Float[Tensor, "sequences heads dim state"]]:
+    """See `ops.selective_scan`: every sum over steps or states is a product of matrices, of B and C by group."""
+    if not fast(x):
+        return ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, chunk)
+    kind = x.dtype
+    chunk = min(chunk, max(lengths))
+    counts = [-(-length // chunk) for length in lengths]
+    x, dt, b, c = (to_chunks(value, lengths, counts, chunk) for value in (x, dt, b, c))
+    heads, dim = x.shape[2:]
+    groups = b.shape[2]
+    per_group = heads // groups
+
+    decay = (dt * a).cumsum(1)  # (chunks, steps, heads), float32
+    xdt = x * dt.to(kind)[..., None]  # (chunks, steps, heads, dim)
+
+    # What each chunk adds to the state, and what the state that enters it gives; group by group, heads abreast
+    ended = (xdt * (decay[:, -1:] - decay).exp_().to(kind)[..., None]).flatten(2).split(per_group * dim, -1)
+    added = torch.empty(len(x), groups, per_group * dim, b.shape[-1])
+    for group, rows in enumerate(ended):
+        added[:, group] = rows.mT @ b[:, :, group]
+    entering, state = carry(added.view(len(x), heads, dim, -1), decay[:, -1].exp(), state, counts)
+    entering = entering.to(kind).view(len(x), groups, per_group * dim, -1)
+    y = torch.empty(len(x), chunk, heads, dim)
+    faded = decay.exp()[..., None]
+    for group in range(groups):
+        mine = slice(group * per_group, (group + 1) * per_group)
+        before = c[:, :, group] @ entering[:, group].mT
+        torch.mul(before.unflatten(-1, (per_group, dim)), faded[:, :, mine], out=y[:, :, mine])
+
+    # Inside a chunk: y_i = sum_{j <= i} exp(l_i - l_j) (C_i . B_j) dt_j x_j; a few chunks at a time stay in the cache
+    most = max(1, INSIDE // (heads * chunk * chunk))
+    for first in range(0, len(x), most):
+        part = slice(first, first + most)
+        by_head = decay[part].transpose(1, 2).contiguous()  # (chunks, heads, steps)
+        weights = (by_head[..., :, None] - by_head[..., None, :]).add_(_later(chunk)).exp_()
+        scores = (c[part].transpose(1, 2) @ b[part].permute(0, 2, 3, 1)).float()
+        weights.unflatten(1, (groups, per_group)).mul_(scores[:, :, None])
+        y[part] += (weights.to(kind) @ xdt[part].transpose(1, 2)).transpose(1, 2)
+    return from_chunks(y, lengths, counts), state
+
+
+def step_conv(
+    x: Float[Tensor, "sequences channels"],
+    weight: Float[Tensor, "channels taps"],
+    bias: Float[Tensor, " channels"] | None,
+    history: Float[Tensor, "sequences past channels"],
+) -> tuple[Float[Tensor, "sequences channels"], Float[Tensor, "sequences past channels"]]:
+    """`ops.causal_conv` for one token of each sequence; the outputs are float32."""
+    window = torch.cat((history, x.float()[:, None]), 1)
+    out = (window * weight.t()).sum(1)
+    return F.silu(out if bias is None else out.add_(bias), inplace=True), window[:, 1:]
+
+
+def selective_step(
+    x: Float[Tensor, "sequences heads dim"],
+    dt: Float[Tensor, "sequences heads"],
+    a: Float[Tensor, " heads"],
+    b: Float[Tensor, "sequences groups state"],
+    c: Float[Tensor, "sequences groups state"],
+    state: Float[Tensor, "sequences heads dim state"],
+) -> tuple[Float[Tensor, "sequences heads dim"], Float[Tensor, "sequences heads dim state"]]:
+    """`ops.selective_steps` for one token of each sequence, without heads of B and C; all float32."""
+    sequences, heads, dim, size = state.shape
+    groups = b.shape[1]
+    after = state * (dt * a).exp_()[..., None, None]
+    by_group = after.view(sequences, groups, -1, size)  # the heads of a group, one behind the other
+    by_group.addcmul_((x * dt[..., None]).view(sequences, groups, -1, 1), b[:, :, None])
+    return (by_group @ c[..., None]).view(sequences, heads, dim), after
+
+
+def causal_attention(
+    q: Float[Tensor, "queries heads dim"],
+    k: Float[Tensor, "kv_heads keys dim"],
+    v: Float[Tensor, "kv_heads keys dim"],
+    window: int | None = None,
+    *,
+    sinks: Float[Tensor, " heads"] | None = None,
+) -> Float[Tensor, "queries heads dim"]:
+    """See `ops.causal_attention`: one query's heads that share keys are rows of one product, so nothing is copied."""
+    if len(q) > 1 or sinks is not None or not fast(q):
+        return ops.causal_attention(q, k, v, window, sinks=sinks)
+    if window is not None:
+        k, v = k[:, -window:], v[:, -window:]
+    rows = q.view(1, len(k), -1, q.shape[-1])
+    return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
+
+
+def mix_experts(
+    x: Float[Tensor, "tokens width"],
+    chosen: Int[Tensor, "tokens top_k"],
+    weights: Float[Tensor, "tokens top_k"],
+    expert: Callable[[int, Tensor], Tensor],
+) -> Float[Tensor, "tokens width"]:
+    """See `ops.mix_experts`: an expert's rows are fetched, worked on and added up while they lie in the cache."""
+    if not fast(x):
+        return ops.mix_experts(x, chosen, weights, expert)
+    if len(x) == 1:
+        results = torch.cat([expert(number, x) for number in chosen[0].tolist()])
+        return (weights.float() @ results.float()).to(x.dtype)
+    out = torch.zeros(x.shape, dtype=torch.float32)
+    for number, rows, shares in routes(chosen, weights):
+        out.index_add_(0, rows, shares * expert(number, x.index_select(0, rows)))
+    return out.to(x.dtype)
+
+
+def routes(
+    chosen: Int[Tensor, "tokens top_k"], weights: Float[Tensor, "tokens top_k"]
+) -> Iterator[tuple[int, Int[Tensor, " rows"], Float[Tensor, "rows 1"]]]:
+    """Each expert that was chosen: its number, the tokens that chose it and its weight in each of them."""
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    rows, shares = order // chosen.shape[1], weights.float().flatten()[order, None]
+    start = 0
+    for number, load in enumerate(flat.bincount().tolist()):
+        if load:
+            yield number, rows[start : start + load], shares[start : start + load]
+            start += load

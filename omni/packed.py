@@ -1,0 +1,363 @@
+"""Packed weights: the layouts in which a CPU multiplies fastest, as they are or in eight or four bits.
+
+plain  bfloat16 or float32 in oneDNN's blocked layout: the same numbers; with one row two to four times as fast as
+       torch's own linear.
+int8   a scale for each output row, symmetric. Activations become two terms of eight bits a row, so that products are
+       exact to some 2^-14 of a row's largest activation, at the speed of integers.
+int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
+       many the codes are unpacked, group by group of output rows, into a scratch of bfloat16.
+
+A packed model reads and writes; it is not trained. `dense` gives each weight back, in four and eight bits as rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int8, UInt8
+from torch import Tensor, nn
+
+from omni.backbone import Block
+from omni.identity import Origin
+from omni.kernels import mix_experts, routes
+from omni.mamba import Mamba
+from omni.moe import Experts, Router, bias_of
+from omni.ops import clamped_swiglu, relu2
+
+Format = Literal["int8", "int4"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+BLOCK = 64  # output rows that torch's int4 layout puts together
+GROUPS = (64, 32)  # inputs that share a scale, the first that divides
+FEW = 16  # rows up to which the int4 kernel is faster than unpacking
+BIASES = ("up_bias", "gate_bias", "down_bias")
+STACKS = ("up_proj", "gate_proj", "down_proj")
+UNPACKED = 2**22  # weights unpacked at a time
+
+
+class Plain:
+    """The weight itself in oneDNN's blocked layout."""
+
+    def __init__(self, weight: Float[Tensor, "rows width"]) -> None:
+        self.rows, self.width = weight.shape
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.nbytes = weight.nbytes
+
+    def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """As `F.linear`."""
+        return _POINTWISE(x, self._packed, bias, "none", [], "")
+
+    def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
+        """The same numbers again."""
+        whole = self._packed.to_dense()
+        return whole if dtype is None else whole.to(dtype)
+
+
+class Eight:
+    """int8 with a scale for each row."""
+
+    def __init__(self, codes: Int8[Tensor, "rows width"], scale: Float[Tensor, " rows"]) -> None:
+        self.rows, self.width = codes.shape
+        self.scale = scale
+        self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
+        self._zeros = torch.zeros(self.rows, dtype=torch.int32)
+        self.nbytes = codes.nbytes + scale.nbytes
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "rows width"]) -> Eight:
+        """Scale = largest magnitude of a row / 127, rounding to nearest."""
+        weight = weight.float()
+        scale = weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+        return cls((weight / scale[:, None]).round_().to(torch.int8), scale)
+
+    @property
+    def codes(self) -> Int8[Tensor, "rows width"]:
+        """The codes as they came."""
+        return self._packed.to_dense().t().contiguous()
+
+    @staticmethod
+    def terms(x: Float[Tensor, "tokens width"]) -> tuple[UInt8[Tensor, "twice width"], Float[Tensor, "tokens 1"]]:
+        """x in steps of a 127th of each row's largest magnitude, about 128: the coarse terms of all rows, then what
+        they leave, 254 times as fine; and the steps.
+        """
+        wide = x.float()
+        step = torch.linalg.vector_norm(wide, float("inf"), -1, keepdim=True).div_(127)
+        step.clamp_min_(torch.finfo(torch.float32).tiny)
+        wide = torch.addcmul(_MIDDLE, wide, step.reciprocal())
+        coarse = wide.round()
+        terms = torch.empty(2, *x.shape, dtype=torch.uint8)
+        terms[0] = coarse
+        terms[1] = torch.add(_MIDDLE + 0.5, wide.sub_(coarse), alpha=254)  # cut off, not rounded: hence the half
+        return terms.flatten(0, 1), step
+
+    def product(self, terms: UInt8[Tensor, "tokens width"]) -> Float[Tensor, "tokens rows"]:
+        """Terms times the weight."""
+        return _QLINEAR(
+            terms, 1.0, 128, self._packed, self.scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+
+    @staticmethod
+    def sum(products: Float[Tensor, "2 tokens rows"], step: Float[Tensor, "#tokens 1"]) -> Float[Tensor, "tokens rows"]:
+        """What the coarse and the fine terms give together."""
+        return torch.add(products[0], products[1], alpha=1 / 254).mul_(step)
+
+    def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """Two products of integers, one with x's coarse terms and one with what they leave."""
+        terms, step = self.terms(x)
+        out = self.sum(self.product(terms).view(2, len(x), -1), step)
+        return (out if bias is None else out.add_(bias)).to(x.dtype)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
+        """code * scale."""
+        return (self.codes.float() * self.scale[:, None]).to(dtype or torch.float32)
+
+
+class Four:
+    """int4 in torch's layout for the CPU; rows are filled up to whole blocks."""
+
+    def __init__(
+        self, packed: UInt8[Tensor, "filled half"], scales: Float[Tensor, "groups filled 2"], rows: int, width: int
+    ) -> None:
+        self.rows, self.width = rows, width
+        self.packed, self.scales = packed, scales
+        self.group = width // len(scales)
+        self.nbytes = packed.nbytes + scales.nbytes
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "rows width"]) -> Four:
+        """Each group's codes 0 to 15 stand for its least to its largest value, evenly."""
+        rows, width = weight.shape
+        group = next(size for size in GROUPS if width % size == 0)
+        weight = F.pad(weight.float(), (0, 0, 0, -rows % BLOCK))
+        grouped = weight.view(len(weight), -1, group)
+        low, high = grouped.amin(-1), grouped.amax(-1)
+        scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
+        zero = (low + 8 * scale.float()).bfloat16()
+        codes = ((grouped - zero.float()[..., None]) / scale.float()[..., None]).round_().add_(8).clamp_(0, 15)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int().view(len(weight), width), 1)
+        return cls(packed, torch.stack((scale, zero), -1).transpose(0, 1).contiguous(), rows, width)
+
+    def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """In bfloat16, whatever x is in."""
+        narrow = x.bfloat16()
+        if len(x) <= FEW:
+            out = _FOUR(narrow, self.packed, self.group, self.scales)[:, : self.rows]
+        else:
+            out = torch.cat([narrow @ part for part in self._unpacked()], 1)[:, : self.rows]
+        return (out if bias is None else out + bias).to(x.dtype)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
+        """(code - 8) * scale + zero."""
+        return torch.cat(list(self._unpacked()), 1).t()[: self.rows].to(dtype or torch.bfloat16)
+
+    def _unpacked(self) -> Iterator[Float[Tensor, "width part"]]:
+        """The transposed matrix in bfloat16, some blocks of output rows at a time."""
+        blocks = self.packed.view(-1, self.width, BLOCK // 2)
+        most = max(1, UNPACKED // (BLOCK * self.width))
+        for start in range(0, len(blocks), most):
+            part = blocks[start : start + most]
+            codes = torch.empty(self.width, len(part), BLOCK, dtype=torch.int8)
+            codes[..., : BLOCK // 2] = (part & 15).transpose(0, 1)
+            codes[..., BLOCK // 2 :] = (part >> 4).transpose(0, 1)
+            codes = codes.sub_(8).view(len(self.scales), self.group, -1)
+            scales = self.scales[:, None, start * BLOCK : (start + len(part)) * BLOCK]
+            yield torch.addcmul(scales[..., 1], codes.bfloat16(), scales[..., 0]).view(self.width, -1)
+
+
+_MIDDLE = torch.tensor(128.0)  # of eight bits without a sign
+_POINTWISE = torch.ops.mkldnn._linear_pointwise.default
+_QLINEAR = torch.ops.onednn.qlinear_pointwise.default
+_FOUR = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+
+Weight = Plain | Eight | Four
+
+
+def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
+    """A weight in a format; int8 where int4's groups do not divide its width."""
+    if form is None:
+        return Plain(weight)
+    if form == "int4" and any(weight.shape[1] % size == 0 for size in GROUPS):
+        return Four.of(weight)
+    return Eight.of(weight)
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` with a packed weight.
+
+    origin: of what it was packed from, by its name in `nn.Linear`.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, weight: Float[Tensor, "rows width"], bias: Tensor | None, form: Format | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.packed = packed(weight.detach(), form)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+        self.origin = {"weight": Origin.of(weight, form)}
+
+    def forward(self, x: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens rows"]:
+        """As `nn.Linear`."""
+        if x.ndim == 2:
+            return self.packed.linear(x, self.bias)
+        return self.packed.linear(x.flatten(0, -2), self.bias).unflatten(0, x.shape[:-1])
+
+
+class Stack:
+    """One matrix of each expert, packed; origin: of what they were packed from."""
+
+    def __init__(self, weights: Float[Tensor, "experts rows width"], form: Format | None) -> None:
+        self.weights = [packed(weight, form) for weight in weights.detach()]
+        self.origin = Origin.of(weights, form)
+
+
+class PackedExperts(nn.Module):
+    """`Experts` with packed weights. stacks, biases: by the names that `Experts` has them under."""
+
+    up_bias: Tensor | None
+    gate_bias: Tensor | None
+    down_bias: Tensor | None
+
+    def __init__(self, stacks: dict[str, Stack], biases: dict[str, Tensor | None], clamp: float | None) -> None:
+        super().__init__()
+        self.clamp = clamp
+        self.origin = {name: stack.origin for name, stack in stacks.items()}
+        self.up, self.down = stacks["up_proj"].weights, stacks["down_proj"].weights
+        self.gate = stacks["gate_proj"].weights if "gate_proj" in stacks else None
+        for name in BIASES:
+            bias = biases.get(name)
+            self.register_parameter(name, None if bias is None else nn.Parameter(bias, requires_grad=False))
+
+    @classmethod
+    def of(cls, experts: Experts, form: Format | None) -> PackedExperts:
+        """From plain ones."""
+        stacks = {name: Stack(w, form) for name in STACKS if (w := getattr(experts, name)) is not None}
+        biases = {name: getattr(experts, name) for name in BIASES}
+        return cls(stacks, {name: None if b is None else b.detach() for name, b in biases.items()}, experts.clamp)
+
+    def mix(
+        self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor
+    ) -> Float[Tensor, "tokens width"]:
+        """As `Experts`; a single token's experts are taken together, and terms of eight bits are made once for all."""
+        if self.gate is not None or self.up_bias is not None:
+            return mix_experts(x, chosen, weights, self)
+        if len(x) > 1:
+            return (
+                self._mix_eights(x, chosen, weights)
+                if isinstance(self.up[0], Eight)
+                else mix_experts(x, chosen, weights, self)
+            )
+        numbers = chosen[0].tolist()
+        hidden = relu2(of_one_row([self.up[number] for number in numbers], x))
+        results = of_rows([self.down[number] for number in numbers], hidden)
+        return (weights.float() @ results.float()).to(x.dtype)
+
+    def _mix_eights(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        terms, step = Eight.terms(x)
+        terms = terms.view(2, len(x), -1)
+        out = torch.zeros(x.shape, dtype=torch.float32)
+        for number, rows, shares in routes(chosen, weights):
+            up, down = self.up[number], self.down[number]
+            assert isinstance(up, Eight)
+            products = up.product(terms.index_select(1, rows).flatten(0, 1)).view(2, len(rows), -1)
+            hidden = F.relu(Eight.sum(products, step.index_select(0, rows)), inplace=True).square_()
+            out.index_add_(0, rows, down.linear(hidden, None).mul_(shares))
+        return out.to(x.dtype)
+
+    def forward(self, expert: int, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """As `Experts`."""
+        hidden = self.up[expert].linear(x, bias_of(self.up_bias, expert))
+        if self.gate is None:
+            hidden = relu2(hidden)
+        else:
+            gate = self.gate[expert].linear(x, bias_of(self.gate_bias, expert))
+            hidden = F.silu(gate) * hidden if self.clamp is None else clamped_swiglu(gate, hidden, self.clamp)
+        return self.down[expert].linear(hidden, bias_of(self.down_bias, expert))
+
+
+def of_one_row(weights: Sequence[Weight], x: Float[Tensor, "1 width"]) -> Float[Tensor, "weights rows"]:
+    """The same row times each of several weights; its terms are made once."""
+    if isinstance(weights[0], Eight):
+        terms, step = Eight.terms(x)
+        products = [weight.product(terms) for weight in weights if isinstance(weight, Eight)]
+        return Eight.sum(torch.stack(products, 1), step).to(x.dtype)
+    return torch.cat([weight.linear(x, None) for weight in weights])
+
+
+def of_rows(weights: Sequence[Weight], x: Float[Tensor, "weights width"]) -> Float[Tensor, "weights rows"]:
+    """Each row times a weight of its own."""
+    if isinstance(weights[0], Eight):
+        terms, step = Eight.terms(x)
+        terms = terms.view(2, len(x), -1).transpose(0, 1).contiguous()  # a row's two terms side by side
+        eights = [weight for weight in weights if isinstance(weight, Eight)]
+        products = [weight.product(pair) for weight, pair in zip(eights, terms, strict=True)]
+        return Eight.sum(torch.stack(products, 1), step).to(x.dtype)
+    return torch.cat([weight.linear(row, None) for weight, row in zip(weights, x[:, None], strict=True)])
+
+
+def check(form: str | None, device: torch.device) -> None:
+    """Raise ValueError for a format that is not known, and off the CPU."""
+    if form not in (None, *FORMATS):
+        raise ValueError(f"pack: format {form!r} came; want one of {', '.join(FORMATS)}, or None")
+    if device.type != "cpu":
+        raise ValueError(f"pack: a model on {device} came; packed weights are the CPU's, load it with device='cpu'")
+
+
+def packs(module: nn.Module, leaf: str) -> bool:
+    """Whether a module's tensor of this name is one that gets packed."""
+    return (isinstance(module, nn.Linear) and leaf == "weight") or (isinstance(module, Experts) and leaf in STACKS)
+
+
+def pack(model: nn.Module, form: Format | None = None) -> None:
+    """Pack every linear and all experts of a model, in place, one after the other.
+
+    Raises ValueError for a format that is not known, and off the CPU.
+    """
+    check(form, next(model.parameters()).device)
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PackedLinear(child.weight, child.bias, form))
+            elif isinstance(child, Experts):
+                setattr(module, name, PackedExperts.of(child, form))
+    widen(model)
+
+
+def dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a model's packed modules were made of, by their names in a plain model, one at a time.
+
+    Raises ValueError where they were rounded to int8 or int4.
+    """
+    for prefix, module in model.named_modules():
+        if not isinstance(module, PackedLinear | PackedExperts):
+            continue
+        if any(origin.form for origin in module.origin.values()):
+            raise ValueError("save_pretrained: a quantised model came; load it without quantize, and save that")
+        if isinstance(module, PackedLinear):
+            yield f"{prefix}.weight", module.packed.dense()
+        else:
+            for name, weights in zip(STACKS, (module.up, module.gate, module.down), strict=True):
+                if weights is not None:
+                    yield f"{prefix}.{name}", torch.stack([weight.dense() for weight in weights])
+
+
+def widen(model: nn.Module) -> None:
+    """Keep in float32 the few weights that are used so: decays, norms inside blocks, routers."""
+    for module in model.modules():
+        if isinstance(module, Mamba):
+            names = ("A_log", "D", "dt_bias", "norm.weight", "conv1d.weight", "conv1d.bias")
+        elif isinstance(module, Router):
+            names = ("weight", "bias")
+        elif isinstance(module, Block) and module.norm is not None:
+            names = ("norm.weight",)
+        else:
+            continue
+        for name in names:
+            path, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(path)
+            value = getattr(owner, leaf)
+            if value is not None:
+                setattr(owner, leaf, nn.Parameter(value.detach().float(), requires_grad=False))

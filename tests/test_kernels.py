@@ -1,0 +1,109 @@
+"""Each fast twin gives its reference's numbers, whole or token by token, for sequences of any lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from omni import kernels, ops
+
+LENGTHS = [(1,), (40,), (300,), (5, 129, 64, 1)]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _reading() -> Any:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def close(made: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
+    assert made.shape == wanted.shape
+    assert float((made.float() - wanted.float()).norm()) <= TOLERANCE[dtype] * float(wanted.float().norm())
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_scan_equals_its_reference(dtype: torch.dtype, lengths: tuple[int, ...], groups: int) -> None:
+    tokens = sum(lengths)
+    x, dt, a = randn(tokens, 8, 16, dtype=dtype), torch.rand(tokens, 8), -3 * torch.rand(8)
+    b, c = (randn(tokens, groups, 32, dtype=dtype) for _ in range(2))
+    state = randn(len(lengths), 8, 16, 32)
+    made = kernels.selective_scan(x, dt, a, b, c, state, lengths, 64)
+    wanted = ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, 64)
+    for one, other in zip(made, wanted, strict=True):
+        close(one, other, dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_convolution_equals_its_reference(dtype: torch.dtype, lengths: tuple[int, ...], biased: bool) -> None:
+    x, weight = randn(sum(lengths), 96, dtype=dtype), randn(96, 4, dtype=dtype)
+    bias, history = randn(96, dtype=dtype) if biased else None, randn(len(lengths), 3, 96)
+    made = kernels.causal_conv(x, weight, bias, lengths, history)
+    wanted = ops.causal_conv(x, weight, bias, lengths, history)
+    close(made[0], wanted[0], dtype)
+    assert torch.equal(made[1], wanted[1])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_norms_equal_their_references(dtype: torch.dtype) -> None:
+    x, weight, y = randn(37, 96, dtype=dtype), randn(96, dtype=dtype), randn(37, 96)
+    close(kernels.rms_norm(x, weight, 1e-5), ops.rms_norm(x, weight, 1e-5), dtype)
+    made, wanted = (of.gated_group_rms_norm(y, x, weight, 3, 1e-5) for of in (kernels, ops))
+    close(made, wanted, dtype)
+
+
+def test_one_token_of_each_sequence_equals_the_scan_of_one() -> None:
+    x, dt, a = randn(5, 8, 16), torch.rand(5, 8), -torch.rand(8)
+    b, c, state = randn(5, 2, 32), randn(5, 2, 32), randn(5, 8, 16, 32)
+    before = state.clone()
+    made = kernels.selective_step(x, dt, a, b, c, state)
+    wanted = ops.selective_scan(x, dt, a, b, c, state, (1,) * 5, 64)
+    for one, other in zip(made, wanted, strict=True):
+        close(one, other, torch.float32)
+    assert torch.equal(state, before)  # states are replaced, never written into
+    rows, weight, bias, history = randn(5, 96), randn(96, 4), randn(96), randn(5, 3, 96)
+    out, after = kernels.step_conv(rows, weight, bias, history)
+    wanted_out, wanted_after = ops.causal_conv(rows, weight, bias, (1,) * 5, history)
+    close(out, wanted_out, torch.float32)
+    assert torch.equal(after, wanted_after)
+
+
+@pytest.mark.parametrize("window", [None, 7, 100])
+@pytest.mark.parametrize("queries", [1, 20])
+def test_attention_equals_its_reference(window: int | None, queries: int) -> None:
+    q, k, v = randn(queries, 8, 16), randn(2, 40, 16), randn(2, 40, 16)
+    close(kernels.causal_attention(q, k, v, window), ops.causal_attention(q, k, v, window), torch.float32)
+
+
+@pytest.mark.parametrize("tokens", [1, 50])
+def test_experts_are_mixed_as_by_the_reference(tokens: int) -> None:
+    x, weights = randn(tokens, 24), torch.rand(tokens, 2)
+    chosen = torch.stack([torch.randperm(6)[:2] for _ in range(tokens)])
+    matrices = randn(6, 24, 24)
+
+    def expert(number: int, rows: Tensor) -> Tensor:
+        return rows @ matrices[number]
+
+    made, wanted = (of.mix_experts(x, chosen, weights, expert) for of in (kernels, ops))
+    close(made, wanted, torch.float32)
+
+
+def test_where_gradients_are_wanted_the_reference_runs() -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.randn(4, 8, requires_grad=True)
+        weight = torch.ones(8)
+        assert not kernels.fast(x)
+        assert torch.equal(kernels.rms_norm(x, weight, 1e-5), ops.rms_norm(x, weight, 1e-5))
+        assert kernels.rms_norm(x, weight, 1e-5).requires_grad
