@@ -32,6 +32,39 @@ def media(
 
 
 @bench.command()
+def model(
+    prompt: Annotated[int, typer.Option(help="tokens to read")] = 2048,
+    new: Annotated[int, typer.Option(help="tokens to write after them")] = 32,
+    repeats: Annotated[int, typer.Option(help="timed runs")] = 5,
+    threads: Annotated[int, typer.Option(help="threads; 0: as torch has them")] = 0,
+    peers: Annotated[
+        bool, typer.Option("--peers/--no-peers", help="transformers and llama.cpp, where installed")
+    ] = True,
+) -> None:
+    """Reading and writing of a 616M hybrid in each format, against this machine's ceilings and other engines."""
+    import torch
+
+    from omni import bench_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        here, speeds = bench_model.measure(prompt=prompt, new=new, repeats=repeats, peers=peers)
+    except ValueError as error:
+        fail(str(error))
+    products = ", ".join(f"{name} {rate:.0f}" for name, rate in here.products.items())
+    console.print(f"{here.threads} threads: {here.read:.0f} GB/s read; products {products} GFLOP/s")
+    table = Table("engine", "format", "prefill, tok/s", "of the products", "decode, tok/s", "of the reads", "spread")
+    for s in speeds:
+        shares = [f"{share:.0%}" if share is not None else "" for share in (s.share_of_products, s.share_of_reads)]
+        table.add_row(
+            s.engine, s.format, f"{s.prefill:.0f}", shares[0], f"{s.decode:.1f}", shares[1], f"{s.spread:.0%}"
+        )
+    console.print(table)
+    typer.echo(bench_model.report(here, speeds))
+
+
+@bench.command()
 def drafts(
     model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     prompts: Annotated[int, typer.Option(help="questions to ask")] = 200,

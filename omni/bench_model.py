@@ -1,0 +1,255 @@
+"""Benchmark of reading and writing: a hybrid of random weights in each format, against what this machine can do and
+against other engines on the same weights, in one run.
+
+Results are compared with the reference first. Ceilings are measured in the run: bytes read a second by a sum over a
+large tensor, products of large matrices in each dtype. A format's share is its arithmetic (or the bytes it must touch)
+over what that ceiling would allow.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omni.anatomy import anatomy
+from omni.attention import AttentionConfig
+from omni.backbone import BackboneConfig, BlockConfig
+from omni.config import OmniConfig
+from omni.mamba import MambaConfig
+from omni.model import OmniModel
+from omni.moe import MoE, MoEConfig
+from omni.packed import Format, PackedExperts, PackedLinear, pack
+
+PATTERN = "MEMEM*EMEMEM*EME"
+BLOCKS: dict[str, BlockConfig] = {
+    "M": MambaConfig(heads=16, head_dim=64, state=128, groups=2),
+    "*": AttentionConfig(heads=8, kv_heads=2, head_dim=128),
+    "E": MoEConfig(experts=64, top_k=6, hidden=512, shared=1024, scale=2.5),
+}
+HYBRID = OmniConfig(
+    backbone=BackboneConfig(width=1024, vocabulary=49152, blocks=tuple(BLOCKS[letter] for letter in PATTERN))
+)
+CLOSE = 1e-4  # of the logits' norm, in float32: in bfloat16, rounding alone sends tokens to other experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this machine can do with so many threads: GB read a second, GFLOP/s of large products by dtype."""
+
+    threads: int
+    read: float
+    products: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Tokens a second of reading a prompt and of writing after it, medians; spread: (max - min) / median.
+
+    share_of_products: of the bfloat16 ceiling; share_of_reads: of the machine's; None for other engines.
+    """
+
+    engine: str
+    format: str
+    prefill: float
+    decode: float
+    spread: float
+    share_of_products: float | None = None
+    share_of_reads: float | None = None
+
+
+def timed(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each run, after one to warm up."""
+    run()
+    times: list[float] = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
+    """Measure the ceilings."""
+    large = torch.ones(read_bytes // 4)
+    read = large.nbytes / min(timed(large.sum, 5)) / 1e9
+    found: dict[str, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+        found[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(timed(lambda x=x, w=weight: x @ w, 5)) / 1e9
+    a, b = (torch.ones(size, size, dtype=torch.int8) for _ in range(2))
+    found["int8"] = 2 * size**3 / min(timed(lambda: torch.ops.aten._int_mm(a, b), 5)) / 1e9
+    return Machine(threads=torch.get_num_threads(), read=read, products=found)
+
+
+def random_model(config: OmniConfig, seed: int = 0) -> OmniModel:
+    """Weights of standard deviation 0.02 in bfloat16."""
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = OmniModel(config).to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            parameter.requires_grad_(False)
+            if name in ("A_log", "dt_bias"):
+                parameter.uniform_(0, 1)
+            elif name == "D" or (name == "weight" and parameter.ndim == 1):
+                parameter.fill_(1)
+            else:
+                parameter.normal_(std=0.02)
+        for buffer in module.buffers(recurse=False):
+            buffer.zero_()
+    return model.eval()
+
+
+@torch.inference_mode()
+def ours(model: OmniModel, prompt: int, new: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of reading a prompt in one go and scoring its end, and of writing `new` tokens one by one after it."""
+    ids = torch.randint(0, model.config.backbone.vocabulary, (prompt + new,))
+    embeddings = model.look_up(ids)
+    state = model.new_state()
+
+    def read() -> None:
+        nonlocal state
+        state = model.new_state()
+        model.score(model.read(embeddings[:prompt], (prompt,), state)[-1:])
+
+    def write() -> None:
+        for place in range(prompt, prompt + new):
+            model.score(model.read(embeddings[place : place + 1], (1,), state)).argmax(-1).item()
+
+    prefill = timed(read, repeats)
+    mark = state.snapshot()
+
+    def write_again() -> None:
+        write()
+        state.restore(mark)
+
+    return prefill, timed(write_again, repeats)
+
+
+def touched(model: OmniModel) -> int:
+    """Bytes of weights that writing one token reads: all but the experts that are not chosen, and the embeddings."""
+    total = 0
+    for module in model.backbone.modules():
+        if isinstance(module, PackedLinear):
+            total += module.packed.nbytes
+        if isinstance(module, MoE) and isinstance(module.experts, PackedExperts):
+            stacks = (module.experts.up, module.experts.gate or [], module.experts.down)
+            stored = sum(weight.nbytes for stack in stacks for weight in stack)
+            total += stored * module.config.top_k // module.config.experts
+    assert isinstance(model.head, PackedLinear)
+    return total + model.head.packed.nbytes
+
+
+def check_twins(config: OmniConfig, tokens: int = 96) -> float:
+    """The error of a packed model's logits, as a share of their norm as the reference gives them for the same weights.
+
+    Raises ValueError where it is too large.
+    """
+    model = random_model(config).float()
+    ids = torch.arange(tokens) % config.backbone.vocabulary
+    with torch.enable_grad():  # the reference runs
+        wanted = model.score(model.read(model.look_up(ids), (tokens,))).detach()
+    pack(model)
+    with torch.inference_mode():
+        made = model.score(model.read(model.look_up(ids), (tokens,)))
+    error = float((made - wanted).norm() / wanted.norm())
+    if error > CLOSE:
+        raise ValueError(f"bench: packed logits differ by {error:.1e} from the reference's; want at most {CLOSE}")
+    return error
+
+
+def measure(
+    config: OmniConfig = HYBRID, prompt: int = 2048, new: int = 32, repeats: int = 5, peers: bool = True
+) -> tuple[Machine, list[Speed]]:
+    """Ours in bfloat16, int8 and int4, then transformers and llama.cpp where they are installed, on the same weights.
+
+    Raises ValueError where ours does not agree with its reference.
+    """
+    check_twins(config)
+    here = machine()
+    head = config.backbone.width * config.backbone.vocabulary
+    work = 2 * (anatomy(config).active - head) / 1e9  # GFLOP a token
+    speeds: list[Speed] = []
+    forms: tuple[Format | None, ...] = (None, "int8", "int4")
+    for form in forms:
+        model = random_model(config)
+        pack(model, form)
+        read, write = ours(model, prompt, new, repeats)
+        prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
+        speeds.append(
+            Speed(
+                engine="omni",
+                format=form or "bf16",
+                prefill=prefill,
+                decode=decode,
+                spread=max((max(each) - min(each)) / statistics.median(each) for each in (read, write)),
+                share_of_products=prefill * work / here.products["bfloat16"],
+                share_of_reads=decode * touched(model) / 1e9 / here.read,
+            )
+        )
+        del model
+    if peers:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            random_model(config).save_pretrained(folder / "checkpoint")
+            speeds += transformers_speed(folder / "checkpoint", prompt, new, repeats)
+            speeds += llama_speeds(folder, config.backbone.vocabulary, prompt, new, repeats)
+    return here, speeds
+
+
+@torch.inference_mode()
+def transformers_speed(folder: Path, prompt: int, new: int, repeats: int) -> Iterator[Speed]:
+    """transformers on the same checkpoint, in bfloat16 with its cache."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ids = torch.randint(0, model.config.vocab_size, (1, prompt + new))
+    cache: Any = None
+
+    def read() -> None:
+        nonlocal cache
+        cache = model(ids[:, :prompt], use_cache=True, logits_to_keep=1).past_key_values
+
+    reading = timed(read, repeats)
+    writing: list[float] = []
+    for _ in range(repeats):
+        read()
+        start = time.perf_counter()
+        for place in range(prompt, prompt + new):
+            model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, -1].argmax().item()
+        writing.append(time.perf_counter() - start)
+    yield Speed(
+        engine="transformers",
+        format="bf16",
+        prefill=prompt / statistics.median(reading),
+        decode=new / statistics.median(writing),
+        spread=max((max(each) - min(each)) / statistics.median(each) for each in (reading, writing)),
+    )
+
+
+def llama_speeds(folder: Path, vocabulary: int, prompt: int, new: int, repeats: int) -> Iterator[Speed]:
+    """llama.cpp on the same checkpoint, in bfloat16, q8_0 and q4_0; nothing where xllamacpp is not installed."""
+    from omni import bench_llama as llama
+
+    if not llama.installed():
+        return
+    llama.add_tokenizer(folder / "checkpoint", vocabulary)
+    whole = llama.converted(folder / "checkpoint", folder / "model.bf16.gguf", llama.find_converter(folder))
+    for kind in ("bf16", "q8_0", "q4_0"):
+        file = whole if kind == "bf16" else llama.quantised(whole, kind)
+        prefill, decode = llama.speed(file, prompt, new, torch.get_num_threads(), repeats)
+        yield Speed(engine="llama.cpp", format=kind, prefill=prefill, decode=decode, spread=float("nan"))
+
+
+def report(here: Machine, speeds: list[Speed]) -> str:
+    """One JSON line."""
+    return json.dumps({"machine": asdict(here), "speeds": [asdict(each) for each in speeds]})
