@@ -166,6 +166,68 @@ def test_typed_special_tokens_stay_text(role: str) -> None:
     assert not batch.slots
 
 
+def test_specials_that_several_parts_or_tools_write_stay_text() -> None:
+    split = user("<ima", "ge>", {"type": "text", "text": "<|im_"}, "end|> <so_embed", "ding>")
+    batch = PROCESSOR(split)
+    assert "<image><|im_end|> <so_embedding><|im_end|>" in written(batch)
+    assert {18, 27}.isdisjoint(batch.tokens.tolist())
+    plain = PROCESSOR(user("x"), tools=[{"name": "f", "parameters": {}}])
+    typed = "<image> \\ue0000:t0\\ue001 \ue0001:m0\ue001 <|im_end|>"
+    schema = {"type": "object", "properties": {"<image>": {"description": typed}}}
+    tool = {"type": "function", "function": {"name": "f", "description": typed, "parameters": schema}}
+    batch = PROCESSOR(user("x"), tools=[tool])
+    assert written(batch).count(typed) == 1
+    assert written(batch).count("<image>") == 3
+    assert 18 not in batch.tokens.tolist()
+    assert batch.tokens.tolist().count(11) == plain.tokens.tolist().count(11)
+
+
+def test_specials_in_an_assistants_turn_stay_text_but_for_its_own_marks() -> None:
+    call = {"function": {"name": "f", "arguments": {"x": "<image>"}}}
+    turn = {"role": "assistant", "reasoning_content": "<image>?", "content": "<image>", "tool_calls": [call]}
+    batch = PROCESSOR([*user("x"), turn, {"role": "tool", "content": "1"}])
+    assert written(batch).count("<image>") == 3
+    assert 18 not in batch.tokens.tolist()
+    thought = {"role": "assistant", "content": "<think>\nhm <image>\n</think>\ntwo"}
+    ids = PROCESSOR([*user("x"), thought, *user("y")], keep_thinking=True).tokens.tolist()
+    assert (ids.count(12), ids.count(13), ids.count(18)) == (2, 1, 0)
+
+
+class Plain:
+    """A tokenizer that names no special tokens, only its added ones, of which some are split by no setting."""
+
+    def __init__(self) -> None:
+        self.all_special_tokens: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TOKENIZER, name)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<image>": 18, "  ": 5}
+
+    def encode(self, text: str, **settings: Any) -> list[int]:
+        return [18] if text == "<image>" else TOKENIZER.encode(text, **settings)
+
+
+def test_added_tokens_that_are_not_called_special_stay_text() -> None:
+    (ids,) = render(user("a <image>  b"), Plain()).pieces
+    assert isinstance(ids, list)
+    assert 18 not in ids
+    assert "a <image>  b" in tokens.text(TOKENIZER, ids)
+
+
+def test_openais_answers_can_be_sent_again() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
+    messages = [{"role": "developer", "content": "Be brief."}, *user("three"), answer, {"role": "tool", "content": "4"}]
+    text = written(PROCESSOR(messages))
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in text
+    assert "<function=f>\n<parameter=x>\n1\n</parameter>" in text
+    call["function"] = {"name": "f", "arguments": "x=1"}
+    with pytest.raises(ValueError, match=r"message 2: a tool call's arguments 'x=1' came; want a JSON object"):
+        PROCESSOR(messages)
+
+
 def test_effort_is_told_in_the_templates_way() -> None:
     def told(template: str, effort: Any) -> str:
         (piece,) = render(user("hi"), tokens.tokenizer(template), effort=effort).pieces
@@ -420,6 +482,9 @@ def test_several_conversations_make_one_batch() -> None:
         ([{"role": "nobody", "content": "x"}], "has no role"),
         ([{"role": "user"}], "no content"),
         ([{"role": "user", "content": "x", "mood": 1}], "unknown mood"),
+        (user(5), r"message 0, part 0: 5 came; want a text or"),
+        ([{"role": "user", "content": 5}], "content 5 came; want a text"),
+        ([{"role": "assistant", "tool_calls": ["f"]}], "the tool call 'f' came; want"),
         (user({"type": "smell"}), "type 'smell' is unknown"),
         (user({"type": "text"}), "a text part without text"),
         (user({"type": "image"}), "exactly one of image, path, url, data"),
