@@ -145,8 +145,12 @@ class Pages:
 
     def sizes(self) -> list[tuple[int, int]]:
         scale = self.rules.page_dpi / 72
-        points = [self.document.size(page) for page in self.pages]
-        return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in points]
+        sizes = list[tuple[int, int]]()
+        for page in self.pages:
+            width, height = self.document.size(page)
+            drawn, own = (max(1, round(width * scale)), max(1, round(height * scale))), self.document.pixels(page)
+            sizes.append(own if own and own[0] * own[1] < drawn[0] * drawn[1] else drawn)  # never enlarged
+        return sizes
 
     def layout(self, grids: Sequence[Grid]) -> Layout:
         return [part for number, grid in enumerate(grids) for part in self._told(number, grid)]
@@ -268,7 +272,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         self.array = torch.as_tensor(np.asarray(self.array))
-        if self.array.ndim == 2:
+        if self.array.ndim == 2 and self.array.dtype.is_floating_point:
             self.array = self.array.float().mean(0 if self.array.shape[0] < self.array.shape[1] else 1)
         if self.array.ndim != 1 or not self.array.dtype.is_floating_point:
             raise ValueError(

@@ -10,6 +10,7 @@ from processors.clip_items import NumKept, open_clip, open_recording
 from processors.container import probe
 from processors.items import Opened, Pages, Picture, Recording, Samples
 from processors.limits import Limits, MediaError
+from processors.media import picture_headers
 from processors.pdf import open_document
 from processors.rules import Rules
 from processors.source import open_source, sniff
@@ -32,6 +33,8 @@ def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened
         told = sniff(source)
         if kind == "file":
             kind = told
+            if kind == "image" and sum(1 for _ in picture_headers(source, limits)) > 1:
+                kind = "document"  # a TIFF of several pages
             if kind == "image":
                 return Picture(item, rules, limits)
             if kind == "video" and not probe(source, limits).has_video:

@@ -67,6 +67,11 @@ class Document(ABC):
     def size(self, page: int) -> tuple[float, float]:
         """(width, height) in points, upright, from the header alone."""
 
+    def pixels(self, page: int) -> tuple[int, int] | None:
+        """(width, height) of a page that is a picture; None where it is drawn at any size."""
+        self._check(page)
+        return None
+
     def render(
         self, page: int, width_px: int | None = None, height_px: int | None = None, *, scale: int | float | None = None
     ) -> UInt8[np.ndarray, "rows cols 3"]:
@@ -149,9 +154,13 @@ class Pictures(Document):
         self._check(page)
         header = self._pages[page][2]
         across, down = header.dpi or (72.0, 72.0)
-        if not (1 <= across <= 100_000 and 1 <= down <= 100_000):  # also NaN
+        if not (1 < across <= 100_000 and 1 < down <= 100_000):  # also NaN
             across, down = 72.0, 72.0
         return header.width * 72 / across, header.height * 72 / down
+
+    def pixels(self, page: int) -> tuple[int, int]:
+        self._check(page)
+        return self._pages[page][2].width, self._pages[page][2].height
 
     def _draw(self, page: int, cols: int, rows: int) -> UInt8[np.ndarray, "rows cols 3"]:
         from PIL import Image
