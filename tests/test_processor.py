@@ -345,6 +345,17 @@ def test_pages_come_in_order_with_their_labels_and_state_their_dpi(tmp_path: Pat
         PROCESSOR(user({"type": "document", "path": str(path), "pages": [4]}))
 
 
+def test_a_tiff_of_several_pages_is_a_document_at_its_own_pixels(tmp_path: Path) -> None:
+    sheets = [Image.fromarray(picture(850, 1100, i)) for i in range(3)]
+    sheets[0].save(tmp_path / "a.tif", save_all=True, append_images=sheets[1:])
+    plan = PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "a.tif")}))
+    assert (plan.items[0].kind, plan.items[0].details["pages"]) == ("document", [1, 2, 3])
+    one = PROCESSOR.plan(user({"type": "image", "image": picture(850, 1100)})).items[0].details["grid"]
+    assert plan.items[0].details["grids"] == [one] * 3
+    sheets[0].save(tmp_path / "one.tif")
+    assert PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "one.tif")})).items[0].kind == "image"
+
+
 def test_what_does_not_fit_is_refused_or_dropped_only_when_told(tmp_path: Path) -> None:
     path = pdf(tmp_path / "a.pdf", 9)
     messages = user({"type": "document", "path": str(path)})
@@ -367,6 +378,27 @@ def test_what_does_not_fit_is_refused_or_dropped_only_when_told(tmp_path: Path) 
         PROCESSOR(user("much too long " * 9), context=10, overflow="drop")
     with pytest.raises(ValueError, match="context"):
         PROCESSOR(user({"type": "image", "image": picture(900, 900)}), context=100, overflow="drop")
+
+
+def test_pages_are_dropped_of_one_document_after_the_other(tmp_path: Path) -> None:
+    first, second = pdf(tmp_path / "a.pdf", 4), pdf(tmp_path / "b.pdf", 3)
+    messages = user({"type": "document", "path": str(first), "pages": [4, 2, 1]}, {"type": "file", "path": str(second)})
+    plan = PROCESSOR.plan(messages, context=900, overflow="drop")
+    assert [item.details["pages"] for item in plan.items] == [[4, 2], [1]]
+    assert plan.left_out == ("b.pdf: pages 2 to 3", "a.pdf: page 1")
+    plan = PROCESSOR.plan(messages, context=650, overflow="drop")
+    assert [item.details["pages"] for item in plan.items] == [[4], [1]]
+    assert plan.left_out == ("b.pdf: pages 2 to 3", "a.pdf: pages 2, 1")
+    with pytest.raises(ValueError, match="the context is"):
+        PROCESSOR.plan(messages, context=300, overflow="drop")
+
+
+def test_what_is_left_out_of_a_history_is_told_once() -> None:
+    turn = [*user("long " * 40), {"role": "assistant", "content": "yes"}]
+    history = [{"role": "developer", "content": "Be brief."}, *turn, *turn, *turn, *user("now?")]
+    plan = PROCESSOR.plan(history, context=200, overflow="drop")
+    assert plan.left_out == ("6 oldest messages",)
+    assert "Be brief." in written(PROCESSOR(history, context=200, overflow="drop"))
 
 
 def test_v2_vl_cuts_tiles_and_puts_them_in_one_slot() -> None:
