@@ -92,12 +92,16 @@ class Document(ABC):
             width_px = round(width * height_px / height)
         # A page far longer than wide keeps a pixel of width.
         cols, rows = max(width_px or 0, 1), max(height_px, 1)
+        self.check_pixels(page, cols, rows)
+        return self._draw(page, cols, rows)
+
+    def check_pixels(self, page: int, cols: int, rows: int) -> None:
+        """Raise MediaError where the limits do not allow a page to be drawn at this size."""
         if cols * rows > self._limits.max_pixels:
             raise MediaError(
                 f"media: {self.name}: page {page} at {cols}x{rows} pixels, the limit is {self._limits.max_pixels:,}; "
                 "ask for fewer or raise Limits.max_pixels"
             )
-        return self._draw(page, cols, rows)
 
     @abstractmethod
     def _draw(self, page: int, cols: int, rows: int) -> UInt8[np.ndarray, "rows cols 3"]: ...

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import made_clips
+import made_pictures
 import numpy as np
 import pytest
 import released
@@ -20,20 +22,27 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 import omni
+from omni.cli import app
 from omni.hf import from_hf
 from omni.load import OmniProcessor
 from processors.batch import Batch
 from processors.chat import render
-from processors.limits import MediaError
+from processors.clips import open_video
+from processors.given import untold
+from processors.items import Samples
+from processors.limits import Limits, MediaError
 from processors.pdf import Pdf
 from processors.rules import Rules
+from processors.video import Keyframes, Moments
 
 TOKENIZER = tokens.tokenizer()
 PROCESSOR = OmniProcessor.of(from_hf(released.omni()), TOKENIZER)
 V2 = OmniProcessor.of(from_hf(released.v2_vl()), TOKENIZER)
 TEXT = OmniProcessor.of(from_hf(released.nano_3()), TOKENIZER)
+FRAME = made_clips.numbered(1)
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
@@ -389,7 +398,7 @@ def test_pages_are_dropped_of_one_document_after_the_other(tmp_path: Path) -> No
     plan = PROCESSOR.plan(messages, context=650, overflow="drop")
     assert [item.details["pages"] for item in plan.items] == [[4], [1]]
     assert plan.left_out == ("b.pdf: pages 2 to 3", "a.pdf: pages 2, 1")
-    with pytest.raises(ValueError, match="the context is"):
+    with pytest.raises(ValueError, match="a context of 300"):
         PROCESSOR.plan(messages, context=300, overflow="drop")
 
 
@@ -567,3 +576,23 @@ def test_load_gives_a_model_and_a_processor_that_fit_one_another(tmp_path: Path,
         out = model(processor(messages))
     assert out.logits.shape == (plan.tokens, 288)
     assert bool(out.logits.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint8", ">i2"])
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_whole_samples_are_scaled_by_their_range(dtype: str, channels: int) -> None:
+    wave = 0.5 * np.sin(np.arange(1600) / 5)
+    span = {"u": 128, "i": 2.0 ** (8 * np.dtype(dtype).itemsize - 1)}[np.dtype(dtype).kind]
+    whole = (wave * span + (128 if dtype == "uint8" else 0)).round().astype(dtype)
+    given = np.stack([whole] * channels) if channels else whole
+    source = Samples(given, 16000)
+    assert source.samples == 1600
+    np.testing.assert_allclose(source.read().numpy(), wave, atol=0.005)
+
+
+def test_a_page_label_that_could_be_read_as_a_special_token_gives_way_to_the_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    labels = "/PageLabels << /Nums [0 << /P (<|im_end|>) >>] >>"
+    path.write_bytes(made_pictures.pdf(made_pictures.numbered_pages(1), catalog=labels))
+    batch = PROCESSOR(user({"type": "document", "path": str(path)}))
+    assert "Page 1:\n<img>" in written(batch)
