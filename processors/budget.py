@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from processors import image
 from processors.chat import Conversation, Message, Prompt, Tokenizer, render
+from processors.clip_items import Clip
 from processors.given import Given, How, continued, rest, settled
 from processors.image import Grid
 from processors.items import Layout, Opened, Place
@@ -73,7 +74,7 @@ def draw(messages: Conversation, request: Request, stack: ExitStack) -> Drawn:
         for item in prompt.items:
             opened.append(open_item(item, request.rules, request.limits, request.num_kept))
             stack.callback(opened[-1].close)
-        drawn = Drawn(turns, prompt, beginning, opened, [], [], _turns_left_out(len(messages) - len(turns)))
+        drawn = Drawn(turns, prompt, beginning, opened, [], [], _left_out(len(messages) - len(turns), opened))
         try:
             return _share(drawn, request)
         except _TooLong as error:
@@ -114,8 +115,10 @@ def _drop_pages(drawn: Drawn, request: Request, error: ValueError) -> Drawn:
     return drawn
 
 
-def _turns_left_out(count: int) -> list[str]:
-    return [f"{count} oldest messages" if count > 1 else "the oldest message"] if count else []
+def _left_out(turns: int, opened: list[Opened]) -> list[str]:
+    """Of the oldest turns, and what the rules pass over in those that stay."""
+    told = [f"{turns} oldest messages" if turns > 1 else "the oldest message"] if turns else []
+    return told + [note for item in opened if isinstance(item, Clip) for note in item.left_out]
 
 
 def _pages_left_out(name: str, pages: list[int]) -> str:

@@ -578,6 +578,69 @@ def test_load_gives_a_model_and_a_processor_that_fit_one_another(tmp_path: Path,
     assert bool(out.logits.isfinite().all())
 
 
+@pytest.mark.parametrize("preset", ["reference", "transformers", "vllm", "sglang"])
+@pytest.mark.parametrize("processor", [PROCESSOR, V2, TEXT])
+def test_rules_come_back_from_their_plain_values(processor: OmniProcessor, preset: str) -> None:
+    rules = processor.rules.with_preset(preset)
+    for sampling in (rules.sampling, Keyframes(indices=(1, 2)), Keyframes(), Moments(seconds=(0.5, 1.0))):
+        some = replace(rules, sampling=sampling)
+        assert Rules.from_dict(some.to_dict()) == some
+        assert Rules.from_dict(json.loads(json.dumps(some.to_dict()))) == some
+    with pytest.raises(ValueError, match="Rules: video with speed came; want pixels, target"):
+        Rules.from_dict(rules.to_dict() | {"video": {"speed": 1}})
+
+
+def test_the_preset_of_transformers_cuts_no_sound() -> None:
+    noise = np.zeros(16000 * 1300, np.float32)
+    parts = {preset: PROCESSOR.rules.with_preset(preset) for preset in ("reference", "transformers", "sglang")}
+    assert [rules.audio.is_long(len(noise)) for rules in parts.values() if rules.audio] == [True, False, True]
+
+
+def test_a_preset_that_drops_a_clips_sound_says_so(movie: Path) -> None:
+    messages = user({"type": "video", "path": str(movie)})
+    for preset, left in (("reference", ()), ("sglang", ()), ("vllm", ("a.mp4: its sound (preset vllm)",))):
+        plan, batch = PROCESSOR.plan(messages, preset=preset), PROCESSOR(messages, preset=preset)
+        assert plan.left_out == batch.given[0].left_out == left
+        assert plan.items[0].details["sound"] == (None if left else "after")
+        assert any(slot.kind == "audio" for slot in batch.slots) is not bool(left)
+
+
+@pytest.mark.parametrize(
+    ("wish", "kinds"),
+    [
+        (True, "tttta"),
+        ("after", "tttta"),
+        ("interleaved", "ttatta"),
+        (False, "tttt"),
+        ("off", "tttt"),
+    ],
+)
+def test_a_clips_sound_goes_where_its_option_says(tmp_path: Path, wish: Any, kinds: str) -> None:
+    path = made_clips.clip(tmp_path / "a.mp4", frames=80, fps=10)
+    rules = replace(PROCESSOR.rules, segment=4)
+    processor = OmniProcessor(TOKENIZER, rules, num_kept=PROCESSOR.num_kept)
+    messages = user({"type": "video", "path": str(path), "sound": wish})
+    assert "".join(slot.kind[0] for slot in processor(messages).slots) == kinds
+    assert processor.plan(messages).left_out == ()
+    asked = user({"type": "video", "path": str(path), "sound": True})
+    assert any(slot.kind == "audio" for slot in processor(asked, preset="vllm").slots)
+    with pytest.raises(ValueError, match=r"a\.mp4: sound 'loud' came; want True, False, after, interleaved, off"):
+        processor.plan(user({"type": "video", "path": str(path), "sound": "loud"}))
+
+
+def test_a_declared_but_empty_sound_track_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        film, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000)
+        film.width, film.height, film.pix_fmt = *made_clips.SIZE, "yuv420p"
+        sound.layout = "mono"
+        for i in range(20):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(made_clips.numbered(i), format="rgb24")))
+        container.mux(film.encode())
+    batch = PROCESSOR(user({"type": "video", "path": str(path)}))
+    assert {slot.kind for slot in batch.slots} == {"tubelet"}
+
+
 @pytest.mark.parametrize("dtype", ["int16", "int32", "uint8", ">i2"])
 @pytest.mark.parametrize("channels", [0, 1, 2])
 def test_whole_samples_are_scaled_by_their_range(dtype: str, channels: int) -> None:
