@@ -31,8 +31,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's 
     "document": ("pages", "password"),
     "video": ("frames", "times", "fps", "sampling", "pruning_rate", "sound"),
     "audio": ("rate",),
-    "file": (),
 }
+SOURCES = ("file_data", "path", "data", "url")  # of a file, whose options are those of the kind that it holds
+ANY = tuple(dict.fromkeys(name for names in OPTIONS.values() for name in names if name != "frames"))
 
 
 @runtime_checkable
@@ -307,19 +308,20 @@ def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
             "{'input_audio': {'data': base64, 'format': …}}",
         )
         assert isinstance(inner, Mapping)
-        try:
-            data = base64.b64decode(inner["data"], validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise ValueError(f"{where}: input_audio's data is not base64; encode the file's bytes") from None
-        return _item("audio", data, {})
+        return _item("audio", _decoded(inner["data"], f"{where}: input_audio's data"), {})
     if kind == "file":
-        inner = fields.pop("file", fields)
+        inner = fields.pop("file", {})
         _check(isinstance(inner, Mapping), where, part, "{'file': {'file_data': a data: URI}} or {'path': …}")
-        thing = next(
-            (inner[name] for name in ("file_data", "path", "data", "url") if inner.get(name) is not None), None
-        )
-        _check(thing is not None, where, part, "file_data, path, data or url")
-        return _item("file", thing, {}, inner.get("filename"))
+        told = {name: value for name, value in {**fields, **inner}.items() if value is not None}
+        sources = [name for name in SOURCES if name in told]
+        _check(len(sources) == 1, where, part, f"exactly one of {', '.join(SOURCES)}")
+        unknown = sorted(set(map(str, told)) - {*sources, "filename", "format", *ANY})
+        if unknown:
+            raise ValueError(f"{where}: file with {', '.join(unknown)} came; want beside its source {', '.join(ANY)}")
+        thing = told[sources[0]]
+        if sources == ["file_data"] and isinstance(thing, str) and not re.match(r"data:|https?://", thing):
+            thing = _decoded(thing, f"{where}: file_data")
+        return _item("file", thing, {name: told[name] for name in ANY if name in told}, told.get("filename"))
     if kind in SHORT:
         sources = [name for name in (kind, "path", "url", "data", "frames") if fields.get(name) is not None]
         _check(
@@ -337,6 +339,13 @@ def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
     raise ValueError(f"{where}: type {kind!r} is unknown; want one of {known}")
 
 
+def _decoded(text: Any, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise ValueError(f"{where} is not base64; encode the file's bytes") from None
+
+
 def _check(fits: bool, where: str, part: Mapping[str, Any], wanted: str) -> None:
     if not fits:
         raise ValueError(f"{where}: {part.get('type')} with {sorted(set(part) - {'type'})} came; want {wanted}")
@@ -345,5 +354,6 @@ def _check(fits: bool, where: str, part: Mapping[str, Any], wanted: str) -> None
 def _item(kind: str, thing: Any, options: dict[str, Any], name: str | None = None) -> Item:
     if name is None:
         short = isinstance(thing, str) and not thing.startswith("data:")
-        name = thing.rsplit("/", 1)[-1] if short else getattr(thing, "name", f"<{type(thing).__name__}>")
-    return Item(kind=kind, thing=thing, name=str(name), options=options)  # pyright: ignore[reportArgumentType]  (checked)
+        own = thing.rsplit("/", 1)[-1] if short else getattr(thing, "name", None)  # a tensor's is None
+        name = own if isinstance(own, str) and own else f"<{type(thing).__name__}>"
+    return Item(kind=kind, thing=thing, name=name, options=options)  # pyright: ignore[reportArgumentType]  (checked)

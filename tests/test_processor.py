@@ -641,6 +641,139 @@ def test_a_declared_but_empty_sound_track_is_no_error(tmp_path: Path) -> None:
     assert {slot.kind for slot in batch.slots} == {"tubelet"}
 
 
+def test_an_animation_given_as_video_becomes_frames_at_their_times(tmp_path: Path) -> None:
+    frames = [Image.fromarray(made_clips.numbered(i)) for i in range(4)]
+    for suffix in ("gif", "webp"):
+        path = tmp_path / f"a.{suffix}"
+        options = {"lossless": True} if suffix == "webp" else {}
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=[500, 500, 1500, 500], **options)
+        messages = user({"type": "video", "path": str(path), "sampling": {"frames": 4}})
+        batch, plan = PROCESSOR(messages), PROCESSOR.plan(messages)
+        assert plan.items[0].details["true_seconds"] == [0.0, 0.5, 1.0, 2.5]
+        assert "Frame 3 sampled at 1.00 seconds and frame 4 sampled at 2.50 seconds" in written(batch)
+        assert features(batch) == plan.items[0].tokens
+        assert [made_clips.number(frame) for frame in open_video(path).read([3, 0, 2])] == [3, 0, 2]
+        as_file = PROCESSOR.plan(user({"type": "file", "path": str(path)})).items[0]
+        assert as_file.kind == "image"
+    frames[0].save(tmp_path / "still.gif")
+    with pytest.raises(MediaError, match="pass it as image"):
+        PROCESSOR(user({"type": "video", "path": str(tmp_path / "still.gif")}))
+
+
+def test_a_files_options_are_those_of_what_it_holds(tmp_path: Path) -> None:
+    book, movie = pdf(tmp_path / "a.pdf", 3), made_clips.clip(tmp_path / "a.mp4", frames=40, fps=10)
+    png(tmp_path / "a.png")
+    plan = PROCESSOR.plan(
+        user(
+            {"type": "file", "path": str(book), "pages": [2]},
+            {"type": "file", "file": {"path": str(movie), "times": [0.5], "sound": False}},
+            {"type": "file", "path": str(movie), "fps": 2, "pruning_rate": 0.5},
+        )
+    )
+    assert plan.items[0].details["pages"] == [2]
+    assert (plan.items[1].details["true_seconds"], plan.items[1].details["sound"]) == ([0.5], None)
+    assert (plan.items[2].details["frames"], plan.items[2].details["pruning_rate"]) == (8, 0.5)
+    with pytest.raises(ValueError, match=r"image: a\.png: pages came with a file that holds image; want no options"):
+        PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "a.png"), "pages": [1]}))
+    with pytest.raises(ValueError, match=r"document: a\.pdf: fps came with a file that holds document; want pages"):
+        PROCESSOR.plan(user({"type": "file", "path": str(book), "fps": 1}))
+    with pytest.raises(ValueError, match="message 0, part 0: file with dpi came; want beside its source pages"):
+        PROCESSOR.plan(user({"type": "file", "path": str(book), "dpi": 1}))
+    made = PROCESSOR(user({"type": "file", "path": str(book), "pages": [3]}))
+    again = untold(made.given[0].calls[0].messages, [book])
+    assert torch.equal(PROCESSOR(again).media.patches, made.media.patches)
+
+
+def test_plain_base64_is_taken_as_a_files_data(tmp_path: Path) -> None:
+    encoded = base64.b64encode(png(tmp_path / "a.png")).decode()
+    want = PROCESSOR(user({"type": "image", "path": str(tmp_path / "a.png")})).media.patches
+    made = PROCESSOR(user({"type": "file", "file": {"file_data": encoded, "filename": "a.png"}}))
+    assert torch.equal(made.media.patches, want)
+    assert made.given[0].items[0].name == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "document", "path": "BOOK", "pages": 2}, r"document: a\.pdf: pages 2 came; want their numbers"),
+        ({"type": "document", "path": "BOOK", "pages": "1-3"}, r"a\.pdf: pages '1-3' came; want their numbers"),
+        ({"type": "document", "path": "BOOK", "password": 5}, r"a\.pdf: a password of type int came"),
+        ({"type": "video", "path": "MOVIE", "sampling": {"frames": 2.5}}, r"a\.mp4: sample: the policy .* is unknown"),
+        ({"type": "video", "path": "MOVIE", "sampling": {"seconds": 3}}, r"a\.mp4: sample: the policy .* is unknown"),
+        ({"type": "video", "path": "MOVIE", "fps": "x"}, r"a\.mp4: sample: fps 'x' came; want a number above 0"),
+        ({"type": "video", "path": "MOVIE", "fps": float("inf")}, r"a\.mp4: sample: fps inf came"),
+        ({"type": "video", "path": "MOVIE", "times": [float("nan")]}, r"a\.mp4: sample: moments \[nan\]"),
+        (
+            {"type": "video", "path": "MOVIE", "pruning_rate": 1.0},
+            r"a\.mp4: pruning_rate 1\.0 came; want 0 <=",
+        ),
+        ({"type": "video", "frames": [FRAME], "fps": 0}, "video: frames: fps 0 came; want a number above 0"),
+        ({"type": "video", "frames": [FRAME], "times": 3}, "video: frames: times 3 came"),
+        ({"type": "video", "frames": [FRAME], "times": [float("nan")]}, "want one rising time"),
+        ({"type": "video", "frames": [FRAME, FRAME[:50]], "fps": 1}, "frames of 2 sizes came"),
+        ({"type": "video", "frames": "FOLDER", "fps": 1}, "unknown content"),
+        ({"type": "video", "frames": "nowhere", "fps": 1}, "media: nowhere: no such folder"),
+        ({"type": "audio", "audio": np.zeros(9, np.float32), "rate": 0}, "rate 0 came; want a number above 0"),
+        ({"type": "audio", "audio": np.zeros(9, np.float32), "rate": 0.5}, "rate 0.5 came; want whole samples"),
+        ({"type": "audio", "audio": np.zeros(9, np.int64), "rate": 8000}, r"shape \(9,\) and int64 came"),
+        ({"type": "audio", "audio": np.array(["a"]), "rate": 8000}, "an array of shape"),
+        ({"type": "audio", "audio": np.full(9, np.nan), "rate": 8000}, "that are no numbers"),
+        ({"type": "file", "data": np.zeros(9)}, "no file came, but pixels or samples"),
+        ({"type": "file", "file": {"file_data": "?!"}}, "part 0: file_data is not base64"),
+    ],
+)
+def test_a_plan_refuses_by_name_what_the_making_would(tmp_path: Path, part: dict[str, Any], message: str) -> None:
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "notes.txt").write_text("no picture")
+    paths = {"FOLDER": str(tmp_path / "frames")}
+    if part.get("path") == "BOOK":
+        paths["BOOK"] = str(pdf(tmp_path / "a.pdf", 3))
+    if part.get("path") == "MOVIE":
+        paths["MOVIE"] = str(made_clips.clip(tmp_path / "a.mp4", frames=20))
+    part = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in part.items()}
+    for make in (PROCESSOR.plan, PROCESSOR):
+        with pytest.raises(ValueError, match=message):
+            make(user(part))
+
+
+def test_limits_hold_for_what_is_given_in_memory_and_for_pages(tmp_path: Path) -> None:
+    clip = {"type": "video", "frames": [FRAME] * 3, "fps": 0.5}
+    sound = {"type": "audio", "audio": np.zeros(32000, np.float32), "rate": 16000}
+    book = {"type": "document", "path": str(pdf(tmp_path / "a.pdf", 1))}
+    for part, limits in (
+        (clip, Limits(max_frames=2)),
+        (clip, Limits(max_seconds=3)),
+        (sound, Limits(max_seconds=1)),
+        (book, Limits(max_pixels=90_000)),
+        ({"type": "video", "frames": str(tmp_path), "fps": 1}, Limits(allow_files=False)),
+    ):
+        with pytest.raises(MediaError, match=r"raise Limits\.max|local files are off"):
+            PROCESSOR.plan(user(part), limits=limits)
+
+
+def test_a_folder_of_frames_may_come_with_its_times(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(made_clips.numbered(i)).save(tmp_path / f"{i}.png")
+    batch = PROCESSOR(user({"type": "video", "frames": str(tmp_path), "times": np.array([0, 1.5, 4], np.float32)}))
+    assert "Frame 3 sampled at 4.00 seconds" in written(batch)
+    times = [np.float32(0.0), np.float32(1.5), np.float32(4.0)]
+    batch = PROCESSOR(user({"type": "video", "frames": str(tmp_path), "times": times}))
+    assert len(batch.given[0].key) == 64
+
+
+def test_tensors_of_any_kind_are_taken_and_named() -> None:
+    pixels = torch.rand(3, 40, 40).to(torch.bfloat16)
+    batch = PROCESSOR(user({"type": "image", "image": pixels}))
+    assert batch.given[0].items[0].name == "<Tensor>"
+    noise = torch.randn(1600)
+    want = PROCESSOR(user({"type": "audio", "audio": noise, "rate": 16000})).media.mels
+    graph = PROCESSOR(user({"type": "audio", "audio": noise.clone().requires_grad_(), "rate": 16000}))
+    assert torch.equal(graph.media.mels, want)
+    assert not graph.media.mels.requires_grad
+    half = PROCESSOR(user({"type": "audio", "audio": noise.to(torch.bfloat16), "rate": 16000}))
+    torch.testing.assert_close(half.media.mels, want, atol=0.3, rtol=0.1)
+
+
 @pytest.mark.parametrize("dtype", ["int16", "int32", "uint8", ">i2"])
 @pytest.mark.parametrize("channels", [0, 1, 2])
 def test_whole_samples_are_scaled_by_their_range(dtype: str, channels: int) -> None:
@@ -653,9 +786,34 @@ def test_whole_samples_are_scaled_by_their_range(dtype: str, channels: int) -> N
     np.testing.assert_allclose(source.read().numpy(), wave, atol=0.005)
 
 
+def test_a_plan_is_of_one_conversation() -> None:
+    with pytest.raises(ValueError, match="plan them one by one"):
+        PROCESSOR.plan([user("a"), user("b")])
+
+
 def test_a_page_label_that_could_be_read_as_a_special_token_gives_way_to_the_number(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     labels = "/PageLabels << /Nums [0 << /P (<|im_end|>) >>] >>"
     path.write_bytes(made_pictures.pdf(made_pictures.numbered_pages(1), catalog=labels))
     batch = PROCESSOR(user({"type": "document", "path": str(path)}))
     assert "Page 1:\n<img>" in written(batch)
+
+
+def test_the_words_of_a_page_that_was_read_are_at_hand_for_citations(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(made_pictures.pdf(made_pictures.numbered_pages(3)))
+    batch = PROCESSOR(user({"type": "document", "path": str(path), "pages": [2]}, {"type": "image", "image": FRAME}))
+    book, image = batch.given[0].items
+    found = PROCESSOR.words(book, book.details["pages"][0])
+    assert [word.text for word in found] == ["page", "2"]
+    assert 70 < found[0].box[0] < 80
+    data = path.read_bytes()
+    in_memory = PROCESSOR(user({"type": "document", "data": data})).given[0].items[0]
+    assert PROCESSOR.words(in_memory, 2, data) == found
+    for item, thing, why in (
+        (image, None, "not pages"),
+        (in_memory, None, "without a path"),
+        (book, data[:-1], "changed"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            PROCESSOR.words(item, 1, thing)
