@@ -817,3 +817,19 @@ def test_the_words_of_a_page_that_was_read_are_at_hand_for_citations(tmp_path: P
     ):
         with pytest.raises(ValueError, match=why):
             PROCESSOR.words(item, 1, thing)
+
+
+def test_omni_plan_needs_no_weights_and_takes_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(made_pictures.locked(made_pictures.pdf(made_pictures.numbered_pages(2)), "open sesame"))
+    png(tmp_path / "a.png")
+    monkeypatch.setattr("omni.checkpoint.TINY", tmp_path)
+    run = CliRunner().invoke
+    missing = run(app, ["plan", str(path)])
+    assert missing.exit_code == 2
+    (tmp_path / "config.json").write_text(json.dumps(released.omni()))
+    TOKENIZER.save_pretrained(tmp_path)
+    locked = run(app, ["plan", str(path)])
+    assert (locked.exit_code, "pass its password" in " ".join(locked.output.split())) == (2, True)
+    made = run(app, ["plan", str(path), str(tmp_path / "a.png"), "--password", "open sesame", "--json"])
+    assert [item["kind"] for item in json.loads(made.output)["items"]] == ["document", "image"]
