@@ -149,19 +149,30 @@ def inspect(
 @app.command()
 def plan(
     files: Annotated[list[Path], typer.Argument(help="pictures, PDFs, videos, sounds", exists=True, dir_okay=False)],
-    model: Annotated[str, typer.Option(help="a checkpoint's folder, or a hub repository's id")],
+    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     context: Annotated[int | None, typer.Option(help="tokens that the prompt may take")] = None,
     preset: Annotated[str, typer.Option(help="reference, transformers, vllm or sglang")] = "reference",
     evs: Annotated[float | None, typer.Option(help="share of a video's tokens to remove")] = None,
     drop: Annotated[bool, typer.Option("--drop", help="leave out pages that do not fit, instead of refusing")] = False,
+    password: Annotated[str | None, typer.Option(help="of the PDFs that are encrypted")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """What files will cost before anything is run: tokens, pages' dpi, frames' times, memory, what is left out."""
+    """What files will cost before anything is run: tokens, pages' dpi, frames' times, memory, what is left out.
+
+    Only the model's config and tokenizer are read.
+    """
+    from omni.checkpoint import TINY
     from omni.load import OmniProcessor
+    from processors.source import open_source, sniff
 
     try:
-        processor = OmniProcessor.from_pretrained(model)
-        messages = [{"role": "user", "content": [{"type": "file", "path": str(file)} for file in files]}]
+        inside = model == "tiny" and (TINY / "config.json").is_file()
+        processor = OmniProcessor.from_pretrained(TINY if inside else model)
+        parts = [{"type": "file", "path": str(file)} for file in files]
+        for part in parts if password is not None else []:
+            if sniff(open_source(part["path"])) == "document":
+                part["password"] = str(password)
+        messages = [{"role": "user", "content": parts}]
         overflow = "drop" if drop else "refuse"
         made = processor.plan(messages, context=context, preset=preset, video_pruning_rate=evs, overflow=overflow)
     except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from processors import image
 from processors.chat import Conversation, Message, Prompt, Tokenizer, render
+from processors.clip_items import Clip
 from processors.given import Given, How, continued, rest, settled
 from processors.image import Grid
 from processors.items import Layout, Opened, Place
@@ -62,7 +63,7 @@ class Drawn:
 
 def draw(messages: Conversation, request: Request, stack: ExitStack) -> Drawn:
     """Open, measure and share out; with overflow "drop", again with less until it fits."""
-    turns, left_out = list(messages), list[str]()
+    turns = list(messages)
     while True:
         open_end = request.how == "ingest"
         conversation = continued(turns, request.after, open_end) if turns else turns
@@ -73,7 +74,7 @@ def draw(messages: Conversation, request: Request, stack: ExitStack) -> Drawn:
         for item in prompt.items:
             opened.append(open_item(item, request.rules, request.limits, request.num_kept))
             stack.callback(opened[-1].close)
-        drawn = Drawn(turns, prompt, beginning, opened, [], [], left_out)
+        drawn = Drawn(turns, prompt, beginning, opened, [], [], _left_out(len(messages) - len(turns), opened))
         try:
             return _share(drawn, request)
         except _TooLong as error:
@@ -83,16 +84,16 @@ def draw(messages: Conversation, request: Request, stack: ExitStack) -> Drawn:
             shorter = _without_oldest(turns)
             if shorter is None:
                 return _drop_pages(drawn, request, error)
-            left_out.append(f"{len(turns) - len(shorter)} oldest messages")
             turns = shorter
 
 
 def _drop_pages(drawn: Drawn, request: Request, error: ValueError) -> Drawn:
     """Leave out the last pages of the last document, as few as must be, found by halving."""
-    pages = next((item for item in reversed(drawn.opened) if item.kind == "document"), None)
-    whole: list[int] = list(getattr(pages, "pages", []))
-    if pages is None or len(whole) < 2:
+    documents = [item for item in drawn.opened if item.kind == "document" and len(getattr(item, "pages", [])) > 1]
+    if not documents:
         raise ValueError(str(error)) from None
+    *others, pages = documents
+    whole: list[int] = list(getattr(pages, "pages", []))
     best, low, high = None, 1, len(whole) - 1
     while low <= high:
         middle = (low + high) // 2
@@ -102,12 +103,28 @@ def _drop_pages(drawn: Drawn, request: Request, error: ValueError) -> Drawn:
             low = middle + 1
         except _TooLong:
             high = middle - 1
-    if best is None:
-        raise ValueError(str(error)) from None
+    if best is None:  # its first page alone, and less of the document before it
+        if not others:
+            raise ValueError(str(error)) from None
+        pages.pages = whole[:1]  # pyright: ignore[reportAttributeAccessIssue]  (a document has them)
+        drawn.left_out.append(_pages_left_out(pages.name, whole[1:]))
+        return _drop_pages(drawn, request, error)
     drawn, kept = best
     pages.pages = whole[:kept]  # pyright: ignore[reportAttributeAccessIssue]  (a document has them)
-    drawn.left_out.append(f"{pages.name}: pages {whole[kept] + 1} to {whole[-1] + 1}")
+    drawn.left_out.append(_pages_left_out(pages.name, whole[kept:]))
     return drawn
+
+
+def _left_out(turns: int, opened: list[Opened]) -> list[str]:
+    """Of the oldest turns, and what the rules pass over in those that stay."""
+    told = [f"{turns} oldest messages" if turns > 1 else "the oldest message"] if turns else []
+    return told + [note for item in opened if isinstance(item, Clip) for note in item.left_out]
+
+
+def _pages_left_out(name: str, pages: list[int]) -> str:
+    if len(pages) > 1 and pages == list(range(pages[0], pages[-1] + 1)):
+        return f"{name}: pages {pages[0] + 1} to {pages[-1] + 1}"
+    return f"{name}: page{'s' if len(pages) > 1 else ''} {', '.join(str(page + 1) for page in pages)}"
 
 
 def _share(drawn: Drawn, request: Request) -> Drawn:
@@ -141,7 +158,7 @@ class _TooLong(ValueError):
 
 def _without_oldest(turns: list[Message]) -> list[Message] | None:
     """Without the oldest exchange (up to the next user's turn), the system's kept; None when one exchange is left."""
-    first = 1 if turns and turns[0].get("role") == "system" else 0
+    first = 1 if turns and turns[0].get("role") in ("system", "developer") else 0
     for index in range(first + 1, len(turns)):
         if turns[index].get("role") == "user":
             return turns[:first] + turns[index:]

@@ -1,14 +1,15 @@
 """Chat: messages in OpenAI's parts or in short forms → the family's prompt, with a place for each item of media.
 
 The checkpoint's own chat template writes the prompt. Media are marked by strings that occur in no message, so what a
-user typed stays text: a literal `<image>` or `<|im_end|>` in a user's, a system's or a tool's message is tokenised as
-plain characters.
+user typed stays text: a literal `<image>` or `<|im_end|>` in a message, a tool's description or a call's arguments is
+tokenised as plain characters. Of an assistant's turn the marks of thinking and of calls keep their meaning.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ Conversation = Sequence[Message]
 
 EFFORTS = ("low", "medium", "high")
 
-ROLES = ("system", "user", "assistant", "tool")
+ROLES = ("system", "developer", "user", "assistant", "tool")  # developer: OpenAI's newer name of system
+FIELDS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+OWN = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")  # an assistant's
 SHORT = ("image", "document", "video", "audio")
 WRAPPED = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
 OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's source
@@ -28,8 +31,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's 
     "document": ("pages", "password"),
     "video": ("frames", "times", "fps", "sampling", "pruning_rate", "sound"),
     "audio": ("rate",),
-    "file": (),
 }
+SOURCES = ("file_data", "path", "data", "url")  # of a file, whose options are those of the kind that it holds
+ANY = tuple(dict.fromkeys(name for names in OPTIONS.values() for name in names if name != "frames"))
 
 
 @runtime_checkable
@@ -43,6 +47,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, **kwargs: Any) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
     def get_vocab(self) -> dict[str, int]: ...
+    def get_added_vocab(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +93,8 @@ def render(
     Raises ValueError naming the message and the part that does not fit.
     """
     items: list[Item] = []
-    marks = _Marks(_texts(messages), tokenizer.all_special_tokens)
+    said = [{**message, "content": _said(message)} for message in messages if isinstance(message, Mapping)]
+    marks = _Marks(_texts([*said, *(tools or [])]), tokenizer)
     turns = [_turn(index, message, items, marks) for index, message in enumerate(messages)]
     if not turns:
         raise ValueError("chat: no message came; pass at least one user message")
@@ -101,11 +107,11 @@ def render(
         turns,
         tokenize=False,
         add_generation_prompt=True,
-        tools=list(tools) if tools else None,
+        tools=[marks.within(tool) for tool in tools] if tools else None,
         truncate_history_thinking=not keep_thinking,
         **extra,
     )
-    return Prompt(pieces=tuple(marks.tokenize(text, tokenizer)), items=tuple(items))
+    return Prompt(pieces=tuple(marks.tokenize(text)), items=tuple(items))
 
 
 def _toggle(
@@ -147,62 +153,95 @@ def _effort(template: str, effort: str) -> dict[str, Any]:
 class _Marks:
     """Strings that stand for media and for typed special tokens, in private-use characters that no message holds."""
 
-    def __init__(self, texts: list[str], special: list[str]) -> None:
-        joined = "".join(texts)
-        self.nonce = next(str(n) for n in range(len(joined) + 2) if f"\ue000{n}:" not in joined)
-        tokens = sorted({token for token in special if token}, key=len, reverse=True)
-        self.special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
+    def __init__(self, texts: list[str], tokenizer: Tokenizer) -> None:
+        joined = "".join(texts).replace("\ue000", "e000")
+        self.nonce = next(str(n) for n in range(len(joined) + 2) if f"e000{n}:" not in joined)
+        self.tokenizer, self.added = tokenizer, tokenizer.get_added_vocab()
+        # Runs of blanks that a tokenizer adds are ordinary text.
+        tokens = {token for token in (*tokenizer.all_special_tokens, *self.added) if token.strip()}
+        self.special = _any_of(tokens)
+        self.foreign = _any_of(tokens - set(OWN))
         self.typed: list[str] = []
 
     def media(self, index: int) -> str:
         return f"\ue000{self.nonce}:m{index}\ue001"
 
-    def plain(self, text: str) -> str:
-        """Put aside special tokens that were typed."""
+    def plain(self, text: str, own: bool = False) -> str:
+        """Put aside special tokens that were typed; own: but for those that an assistant's turn is written with."""
 
         def aside(found: re.Match[str]) -> str:
             self.typed.append(found[0])
             return f"\ue000{self.nonce}:t{len(self.typed) - 1}\ue001"
 
-        return self.special.sub(aside, text) if self.special else text
+        return (self.foreign if own else self.special).sub(aside, text)
 
-    def tokenize(self, text: str, tokenizer: Tokenizer) -> list[list[int] | int]:
+    def within(self, value: Any) -> Any:
+        """The same of every text in plain values, keys included."""
+        if isinstance(value, str):
+            return self.plain(value)
+        if isinstance(value, Mapping):
+            return {self.within(key): self.within(inner) for key, inner in value.items()}
+        return [self.within(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+    def tokenize(self, text: str) -> list[list[int] | int]:
         pieces: list[list[int] | int] = [[]]
-        for i, part in enumerate(re.split(f"\ue000{self.nonce}:([mt]\\d+)\ue001", text)):
-            last = pieces[-1]
+        first, last = r"(?:\ue000|\\ue000)", r"(?:\ue001|\\ue001)"  # as they are, or as a template's JSON escapes them
+        for i, part in enumerate(re.split(f"{first}{self.nonce}:([mt]\\d+){last}", text)):
+            run = pieces[-1]
             if i % 2 == 0:
-                ids = tokenizer.encode(part, add_special_tokens=False) if part else []
+                ids = self.tokenizer.encode(part, add_special_tokens=False) if part else []
             elif part[0] == "t":
-                typed = self.typed[int(part[1:])]
-                ids = tokenizer.encode(typed, add_special_tokens=False, split_special_tokens=True)
+                ids = self._spelled(self.typed[int(part[1:])])
             else:
                 pieces += [int(part[1:]), []]
                 continue
-            assert isinstance(last, list)
-            last += ids
+            assert isinstance(run, list)
+            run += ids
         return [piece for piece in pieces if piece != []]
 
+    def _spelled(self, typed: str) -> list[int]:
+        """Ids of the characters; tokenizers do not split an added token that they do not call special."""
+        ids = self.tokenizer.encode(typed, add_special_tokens=False, split_special_tokens=True)
+        if len(typed) > 1 and not {*self.added.values()}.isdisjoint(ids):
+            return self._spelled(typed[:1]) + self._spelled(typed[1:])
+        return ids
 
-def _texts(messages: Conversation) -> list[str]:
-    """Everything that a message may hold as text."""
-    texts: list[str] = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        parts = content if isinstance(content, list | tuple) else [content]
-        texts += [str(part.get("text", "")) if isinstance(part, Mapping) else str(part or "") for part in parts]
-    return texts
+
+def _any_of(tokens: set[str]) -> re.Pattern[str]:
+    """The longest that fits; of no tokens, nothing."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text in plain values, keys included; media and other objects have none."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key, inner in value.items() for text in (*_texts(key), *_texts(inner))]
+    return [text for inner in value for text in _texts(inner)] if isinstance(value, list | tuple) else []
+
+
+def _said(message: Message) -> list[Any]:
+    """The parts of a message that are text."""
+    content = message.get("content")
+    parts = content if isinstance(content, list | tuple) else [content]
+    return [part for part in parts if not isinstance(part, Mapping) or part.get("type") == "text"]
 
 
 def _turn(index: int, message: Message, items: list[Item], marks: _Marks) -> dict[str, Any]:
     where = f"chat: message {index}"
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         raise ValueError(f"{where}: {message!r:.80} has no role; want one of {', '.join(ROLES)}")
-    role, content = message["role"], message.get("content")
-    unknown = set(message) - {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name"}
+    role = "system" if message["role"] == "developer" else message["role"]
+    content = message.get("content")
+    # Answers of OpenAI's API, sent again, hold empty fields of other abilities.
+    unknown = {str(name) for name, value in message.items() if name not in FIELDS and value is not None and value != []}
     if unknown:
         raise ValueError(f"{where}: unknown {', '.join(sorted(unknown))}; want role, content, tool_calls")
     if content is None and not message.get("tool_calls"):
         raise ValueError(f"{where}: no content came; want a text or a list of parts")
+    if content is not None and not isinstance(content, str | Mapping | list | tuple):
+        raise ValueError(f"{where}: content {content!r:.80} came; want a text or a list of parts")
     parts = [content] if isinstance(content, str | Mapping) else list(content or [])
     text = ""
     for number, part in enumerate(parts):
@@ -210,20 +249,45 @@ def _turn(index: int, message: Message, items: list[Item], marks: _Marks) -> dic
             text += marks.media(len(items))
             items.append(part)
             continue
-        if isinstance(part, str) or part.get("type") == "text":
+        if isinstance(part, str) or (isinstance(part, Mapping) and part.get("type") == "text"):
             typed = part if isinstance(part, str) else part.get("text")
             if not isinstance(typed, str):
                 raise ValueError(
                     f"{where}, part {number}: a text part without text; want {{'type': 'text', 'text': …}}"
                 )
-            text += typed if role == "assistant" else marks.plain(typed)
+            text += typed
             continue
         if role == "assistant":
             raise ValueError(f"{where}, part {number}: an assistant's turn holds media; put them in a user's turn")
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{where}, part {number}: {part!r:.80} came; want a text or {{'type': …}}")
         text += marks.media(len(items))
         items.append(read_part(part, f"{where}, part {number}"))
-    kept = {name: message[name] for name in ("reasoning_content", "tool_calls") if message.get(name)}
-    return {"role": role, "content": text, **kept}
+    kept: dict[str, Any] = {}
+    if message.get("reasoning_content"):
+        kept["reasoning_content"] = marks.within(message["reasoning_content"])
+    if message.get("tool_calls"):
+        kept["tool_calls"] = [marks.within(_call(call, where)) for call in message["tool_calls"]]
+    return {"role": role, "content": marks.plain(text, own=role == "assistant"), **kept}
+
+
+def _call(call: Any, where: str) -> Mapping[str, Any]:
+    """A tool call with its arguments as a mapping; OpenAI writes them as JSON."""
+    inner = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise ValueError(
+            f"{where}: the tool call {call!r:.80} came; want {{'function': {{'name': …, 'arguments': …}}}}"
+        )
+    given = arguments = inner.get("arguments")
+    if isinstance(given, str):
+        try:
+            arguments = json.loads(given or "{}")
+        except ValueError:
+            arguments = None
+    if given is not None and not isinstance(arguments, Mapping):
+        raise ValueError(f"{where}: a tool call's arguments {given!r:.80} came; want a JSON object")
+    inner = {**inner, "arguments": arguments or {}}
+    return {**call, "function": inner} if "function" in call else inner
 
 
 def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
@@ -244,19 +308,20 @@ def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
             "{'input_audio': {'data': base64, 'format': …}}",
         )
         assert isinstance(inner, Mapping)
-        try:
-            data = base64.b64decode(inner["data"], validate=True)
-        except (binascii.Error, TypeError, ValueError):
-            raise ValueError(f"{where}: input_audio's data is not base64; encode the file's bytes") from None
-        return _item("audio", data, {})
+        return _item("audio", _decoded(inner["data"], f"{where}: input_audio's data"), {})
     if kind == "file":
-        inner = fields.pop("file", fields)
+        inner = fields.pop("file", {})
         _check(isinstance(inner, Mapping), where, part, "{'file': {'file_data': a data: URI}} or {'path': …}")
-        thing = next(
-            (inner[name] for name in ("file_data", "path", "data", "url") if inner.get(name) is not None), None
-        )
-        _check(thing is not None, where, part, "file_data, path, data or url")
-        return _item("file", thing, {}, inner.get("filename"))
+        told = {name: value for name, value in {**fields, **inner}.items() if value is not None}
+        sources = [name for name in SOURCES if name in told]
+        _check(len(sources) == 1, where, part, f"exactly one of {', '.join(SOURCES)}")
+        unknown = sorted(set(map(str, told)) - {*sources, "filename", "format", *ANY})
+        if unknown:
+            raise ValueError(f"{where}: file with {', '.join(unknown)} came; want beside its source {', '.join(ANY)}")
+        thing = told[sources[0]]
+        if sources == ["file_data"] and isinstance(thing, str) and not re.match(r"data:|https?://", thing):
+            thing = _decoded(thing, f"{where}: file_data")
+        return _item("file", thing, {name: told[name] for name in ANY if name in told}, told.get("filename"))
     if kind in SHORT:
         sources = [name for name in (kind, "path", "url", "data", "frames") if fields.get(name) is not None]
         _check(
@@ -274,6 +339,13 @@ def read_part(part: Mapping[str, Any], where: str = "chat") -> Item:
     raise ValueError(f"{where}: type {kind!r} is unknown; want one of {known}")
 
 
+def _decoded(text: Any, where: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise ValueError(f"{where} is not base64; encode the file's bytes") from None
+
+
 def _check(fits: bool, where: str, part: Mapping[str, Any], wanted: str) -> None:
     if not fits:
         raise ValueError(f"{where}: {part.get('type')} with {sorted(set(part) - {'type'})} came; want {wanted}")
@@ -282,5 +354,6 @@ def _check(fits: bool, where: str, part: Mapping[str, Any], wanted: str) -> None
 def _item(kind: str, thing: Any, options: dict[str, Any], name: str | None = None) -> Item:
     if name is None:
         short = isinstance(thing, str) and not thing.startswith("data:")
-        name = thing.rsplit("/", 1)[-1] if short else getattr(thing, "name", f"<{type(thing).__name__}>")
-    return Item(kind=kind, thing=thing, name=str(name), options=options)  # pyright: ignore[reportArgumentType]  (checked)
+        own = thing.rsplit("/", 1)[-1] if short else getattr(thing, "name", None)  # a tensor's is None
+        name = own if isinstance(own, str) and own else f"<{type(thing).__name__}>"
+    return Item(kind=kind, thing=thing, name=name, options=options)  # pyright: ignore[reportArgumentType]  (checked)

@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from processors import clips, video
 from processors.batch import Media
 from processors.chat import Item
+from processors.container import probe
 from processors.image import Grid
-from processors.items import Layout, Place, Recording, Samples, sound_media, sound_pieces
+from processors.items import Layout, Place, Recording, Samples, positive, sound_media, sound_pieces
 from processors.limits import Limits
-from processors.rules import Rules
+from processors.rules import Rules, SoundPlace
 from processors.sound import Sound, Tape, open_sound
+from processors.source import open_source
 
 NumKept = Callable[[int, int, float], int]
+WISHES = (True, False, *get_args(SoundPlace))
 
 
 @dataclass(slots=True)
 class Clip:
     """A video: its sampled frames in tubelets, and its own sound after them or between its segments.
 
-    kept: tokens that pruning leaves of (tubelets, tokens of one, rate).
+    kept: tokens that pruning leaves of (tubelets, tokens of one, rate). left_out: what the rules pass over unasked.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Clip:
     rate: float
     sound: Sound | Samples | None
     kept: NumKept
+    left_out: tuple[str, ...] = ()
     kind: str = "video"
 
     @property
@@ -115,6 +120,7 @@ class Clip:
             "grid": self.grid,
             "pruning_rate": self.rate,
             "decoder": self.video.decoder,
+            "sound": self.rules.sound if self.sound else None,
             "sound_seconds": round(self.sound.samples / 16000, 2) if self.sound else None,
             "sound_spans": [[round(a / 16000, 2), round(b / 16000, 2)] for a, b in self.spans() if b > a],
         }
@@ -179,32 +185,64 @@ class Clip:
 
 
 def open_clip(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Clip:
-    """A video file, or frames with their times; sampled as its options or the rules say.
+    """A video file, an animated picture, or frames with their times; sampled as its options or the rules say.
 
-    Options: sampling (a policy or its plain form), or fps, or the times of the frames wanted.
+    Options: sampling (a policy or its plain form), or fps, or the times of the frames wanted; sound: True, False or
+    its place. Raises ValueError for options that do not fit, MediaError for files.
     """
-    options = item.options
+    options, name, left_out = item.options, item.name, list[str]()
+    rate = options.get("pruning_rate", rules.pruning)
+    if not isinstance(rate, int | float | np.number) or not 0 <= rate < 1:
+        raise ValueError(f"video: {name}: pruning_rate {rate!r:.80} came; want 0 <= rate < 1")
+    place = _place(item, rules)
     sound: Sound | Samples | None = None
     if options.get("frames"):
-        frames = item.thing
-        times = options.get("times")
-        if isinstance(frames, str | Path):
-            opened: clips.Video = clips.FrameList.from_folder(Path(frames), float(options["fps"]), limits)
-        else:
-            seconds = [i / float(options["fps"]) for i in range(len(frames))] if times is None else list(times)
-            opened = clips.FrameList(list(frames), seconds, limits)
+        opened: clips.Video = _given_frames(item, limits)
     else:
         opened = clips.open_video(item.thing, limits)
-        if rules.audio is not None and rules.sound != "off" and options.get("sound", True):
-            sound = open_sound(item.thing, limits, with_video=True)
+        if rules.audio is not None and opened.decoder != clips.Animation.decoder:
+            if place != "off":
+                sound = open_sound(item.thing, limits, with_video=True)
+            elif "sound" not in options and probe(open_source(item.thing, limits), limits).sound_rate is not None:
+                why = "the rules say off" if rules.preset == "reference" else f"preset {rules.preset}"
+                left_out.append(f"{name}: its sound ({why})")
     if sound is not None and rules.audio and sound.samples < rules.audio.mel.hop:
         sound = None
     indices = list(range(len(opened)))  # frames that are given have been chosen already
     if not options.get("frames") or "sampling" in options:
-        times = opened.times.tolist()
-        indices = video.sample(_policy(item, rules), len(opened), clips.average_fps(opened.times), times, opened.keys)
-    rate = float(options.get("pruning_rate", rules.pruning))
-    return Clip(item.name, rules, opened, indices, rate, sound, kept)
+        try:
+            fps, times = clips.average_fps(opened.times), opened.times.tolist()
+            indices = video.sample(_policy(item, rules), len(opened), fps, times, opened.keys)
+        except ValueError as error:
+            opened.close()
+            raise ValueError(f"video: {name}: {error}") from None
+    return Clip(name, replace(rules, sound=place), opened, indices, float(rate), sound, kept, tuple(left_out))
+
+
+def _place(item: Item, rules: Rules) -> SoundPlace:
+    """Where the clip's sound goes: as its option says, else as the rules do."""
+    wish = item.options.get("sound", rules.sound)
+    if not isinstance(wish, bool | str) or wish not in WISHES:
+        wanted = ", ".join(map(str, WISHES))
+        raise ValueError(f"video: {item.name}: sound {wish!r:.80} came; want {wanted}")
+    if isinstance(wish, bool):
+        return "off" if not wish else "after" if rules.sound == "off" else rules.sound
+    return next(place for place in get_args(SoundPlace) if place == wish)
+
+
+def _given_frames(item: Item, limits: Limits) -> clips.FrameList:
+    """Frames, or a folder of them, at their times or at a rate."""
+    where, frames, given = f"video: {item.name}", item.thing, item.options.get("times")
+    if given is None:
+        fps, times = positive(where, "fps", item.options["fps"]), None
+    else:
+        try:
+            fps, times = 1.0, [float(second) for second in given]
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}: times {given!r:.80} came; want the second of each frame") from None
+    if isinstance(frames, str | Path):
+        return clips.FrameList.from_folder(Path(frames), fps, limits, times)
+    return clips.FrameList(list(frames), [i / fps for i in range(len(frames))] if times is None else times, limits)
 
 
 def _policy(item: Item, rules: Rules) -> video.Sampling:
@@ -214,10 +252,10 @@ def _policy(item: Item, rules: Rules) -> video.Sampling:
         return video.policy(options["sampling"])
     chosen = [name for name in ("sampling", "fps", "times") if name in options]
     if len(chosen) > 1:
-        raise ValueError(f"video: {item.name}: {' and '.join(chosen)} came; want one of them")
+        raise ValueError(f"{' and '.join(chosen)} came; want one of them")
     if chosen == ["fps"]:
         way = rules.sampling if isinstance(rules.sampling, video.Rate) else video.RECIPE
-        return replace(way, fps=float(options["fps"]))
+        return replace(way, fps=positive("sample", "fps", options["fps"]))
     if chosen == ["times"]:
         return video.policy({"seconds": options["times"]})
     return video.policy(options["sampling"]) if chosen else rules.sampling

@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,8 +20,8 @@ from jaxtyping import Float64, UInt8
 
 from processors.container import AvVideo, check_indices, probe
 from processors.limits import DEFAULT_LIMITS, Limits, MediaError
-from processors.media import open_picture, picture_size
-from processors.source import Source, open_source
+from processors.media import open_picture, open_pictures, picture_count, picture_headers, picture_size
+from processors.source import Source, open_source, sniff
 
 # Containers in which decord finds the frame it is asked for. In MPEG-TS, MPEG-PS, FLV and ASF it gives others.
 _SOUGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
@@ -57,7 +56,10 @@ class Video(Protocol):
 
 def average_fps(times: Float64[np.ndarray, " frames"]) -> float:
     """Frames a second over the whole clip; 1 for a single frame."""
-    return float((len(times) - 1) / (times[-1] - times[0])) if len(times) > 1 and times[-1] > times[0] else 1.0
+    if len(times) < 2 or times[-1] <= times[0]:
+        return 1.0
+    # Times are sums of binary fractions: a hair above 25 would be 39 whole milliseconds by the training clock, not 40.
+    return round(float((len(times) - 1) / (times[-1] - times[0])), 9)
 
 
 def stream(video: Video, indices: Sequence[int], chunk: int = 2) -> Iterator[UInt8[np.ndarray, "frames rows cols 3"]]:
@@ -84,9 +86,13 @@ def stream(video: Video, indices: Sequence[int], chunk: int = 2) -> Iterator[UIn
 def open_video(thing: object, limits: Limits = DEFAULT_LIMITS) -> Video:
     """Open a video by path, bytes, file, data URI or URL: its packets are read for their times, one frame is decoded.
 
+    An animated picture (GIF, WebP, PNG, AVIF) is decoded once for the times of its frames.
+
     Raises MediaError for one without frames, broken or beyond the limits.
     """
     source = open_source(thing, limits)
+    if sniff(source) == "image":
+        return Animation(source, limits)
     header = probe(source, limits)
     if not header.has_video:
         raise MediaError(f"media: {source.name}: holds sound only; pass it as audio")
@@ -159,39 +165,108 @@ class FrameList:
     decoder = "given"
 
     def __init__(self, frames: Sequence[object], times: Sequence[float], limits: Limits = DEFAULT_LIMITS) -> None:
-        if not len(frames) or len(frames) != len(times) or any(b < a for a, b in pairwise(times)):
-            raise ValueError(
-                f"video: {len(frames)} frames with {len(times)} times came; want one rising time, in seconds, a frame"
-            )
         self.name, self._frames, self._limits = "frames", list(frames), limits
-        self.times = np.asarray(times, dtype=np.float64)
+        self.times = _rising(times, len(frames))
+        if len(frames) > limits.max_frames or self.times[-1] - self.times[0] > limits.max_seconds:
+            raise MediaError(
+                f"video: {len(frames)} frames over {self.times[-1] - self.times[0]:.0f} s came, the limits are "
+                f"{limits.max_frames:,} and {limits.max_seconds} s; send a part or raise Limits.max_frames, max_seconds"
+            )
         self.keys = list(range(len(frames)))
-        self.size = picture_size(self._frames[0], limits)
+        sizes = sorted({picture_size(frame, limits) for frame in self._frames})
+        if len(sizes) > 1:
+            raise ValueError(f"video: frames of {len(sizes)} sizes came, {sizes[:4]}; resize them to one size")
+        (self.size,) = sizes
 
     @classmethod
-    def from_folder(cls, folder: Path, fps: float, limits: Limits = DEFAULT_LIMITS) -> FrameList:
-        """The pictures of a folder in their natural order (2 before 10), `fps` of them a second."""
+    def from_folder(
+        cls,
+        folder: Path,
+        fps: float = 1.0,
+        limits: Limits = DEFAULT_LIMITS,
+        times: Sequence[float] | None = None,
+    ) -> FrameList:
+        """The pictures of a folder in their natural order (2 before 10), at their times or `fps` of them a second.
+
+        Raises MediaError for a folder that is absent, not allowed or holds anything else.
+        """
         import re
 
+        if not limits.allow_files:
+            raise MediaError(f"media: {folder.name}: local files are off here; send the frames' bytes")
+        if not folder.is_dir():
+            raise MediaError(f"media: {folder.name}: no such folder; check the path")
         files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         files.sort(key=lambda path: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", path.name)])
-        return cls(files, [i / fps for i in range(len(files))], limits)
+        return cls(files, [i / fps for i in range(len(files))] if times is None else times, limits)
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
-        """Raises ValueError for frames of several sizes or outside the list."""
+        """Raises ValueError for frames outside the list."""
         check_indices(self.name, indices, len(self))
-        frames = [open_picture(self._frames[index], self._limits) for index in indices]
-        sizes = {frame.shape for frame in frames}
-        if len(sizes) > 1:
-            raise ValueError(f"video: frames of several sizes {sorted(sizes)} came; resize them to one size")
-        return np.stack(frames)
+        return np.stack([open_picture(self._frames[index], self._limits) for index in indices])
 
     def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
         """One at a time; raises as `read`."""
         return (self.read([index])[0] for index in indices)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _rising(times: Sequence[float], count: int) -> Float64[np.ndarray, " frames"]:
+    """The second of each of so many frames. Raises ValueError where they are not that."""
+    seconds = np.asarray(times, dtype=np.float64)
+    if not count or seconds.shape != (count,) or not np.isfinite(seconds).all() or bool((np.diff(seconds) < 0).any()):
+        raise ValueError(
+            f"video: {count} frames with {seconds.size} times came; want one rising time, in seconds, a frame"
+        )
+    return seconds
+
+
+def is_animation(source: Source, limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Whether a picture's file holds several frames in time; a TIFF's further pictures are pages."""
+    return picture_count(source, limits) > 1 and sum(1 for _ in picture_headers(source, limits)) == 1
+
+
+class Animation:
+    """The frames of a GIF, WebP, PNG or AVIF at the times that their durations give."""
+
+    decoder = "pillow"
+
+    def __init__(self, source: Source, limits: Limits = DEFAULT_LIMITS) -> None:
+        if not is_animation(source, limits):
+            raise MediaError(f"media: {source.name}: holds an image, not video; pass it as image")
+        self.name, self._source, self._limits = source.name, source, limits
+        lasting = [frame.seconds or 0.1 for frame in open_pictures(source, limits)]
+        self.times: Float64[np.ndarray, " frames"] = np.cumsum([0.0, *lasting[:-1]]).round(6)
+        if self.times[-1] > limits.max_seconds:
+            raise MediaError(
+                f"media: {source.name}: lasts {self.times[-1]:.0f} s, the limit is {limits.max_seconds} s; send a part "
+                "or raise Limits.max_seconds"
+            )
+        self.keys, self.size = [0], picture_size(source, limits)
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+        """Raises ValueError for frames outside the animation."""
+        check_indices(self.name, indices, len(self))
+        wanted = sorted(set(indices))
+        found = dict(zip(wanted, self.walk(wanted), strict=True))
+        return np.stack([found[index] for index in indices])
+
+    def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
+        """One at a time, from the first on: each is drawn over the one before."""
+        wanted = set(indices)
+        for index, frame in enumerate(open_pictures(self._source, self._limits)):
+            if index in wanted:
+                yield frame.pixels
+            if index == max(wanted):
+                return
 
     def close(self) -> None:
         """Nothing stays open."""

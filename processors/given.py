@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from processors import video
 from processors.chat import Conversation, Item, Message, Prompt
-from processors.limits import Limits
+from processors.limits import DEFAULT_LIMITS, Limits
 from processors.media import is_pixels
+from processors.pdf import Word, open_document
 from processors.source import Source, open_source
 
 How = Literal["prompt", "ingest", "ask"]
@@ -127,7 +129,10 @@ def _digest(thing: Any) -> tuple[str, int]:
     if isinstance(thing, list):
         parts = [_digest(part) for part in thing]
         return key_of([sha for sha, _ in parts]), sum(size for _, size in parts)
-    array = np.ascontiguousarray(thing.detach().cpu().numpy() if isinstance(thing, Tensor) else np.asarray(thing))
+    if isinstance(thing, Tensor):
+        thing = thing.detach().cpu()
+        thing = (thing.float() if thing.dtype == torch.bfloat16 else thing).numpy()  # which NumPy does not have
+    array = np.ascontiguousarray(thing)
     made = hashlib.sha256(f"{array.shape} {array.dtype.str}".encode())
     made.update(array.tobytes())
     return made.hexdigest(), array.nbytes
@@ -135,6 +140,26 @@ def _digest(thing: Any) -> tuple[str, int]:
 
 def _is_folder(item: Item) -> TypeGuard[Item]:
     return bool(item.options.get("frames")) and isinstance(item.thing, str | Path)
+
+
+def words(
+    item: GivenItem, page: int, thing: Any = None, password: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> tuple[Word, ...]:
+    """The text layer of a document's page (from 1, as `details["pages"]` counts) with its boxes, for citations.
+
+    The document is opened again: from `thing`, or from the path it had. Raises ValueError where that is no longer what
+    was read, or where there is none, MediaError for what cannot be opened.
+    """
+    thing = thing if thing is not None else item.source
+    if item.kind != "document" or thing is None:
+        why = f"holds {item.kind}, not pages" if item.kind != "document" else "came without a path; pass the document"
+        raise ValueError(f"given.words: {item.name} {why}")
+    pictures = isinstance(thing, list | tuple)
+    again = settled(Item(kind="document", thing=thing, name=item.name), limits)
+    if digest(again)[0] != item.sha256:
+        raise ValueError(f"given.words: {item.name} has changed since it was read; pass the document as it was")
+    with open_document(list(again.thing) if pictures else again.thing, limits, password) as document:
+        return document.words(page - 1)
 
 
 def told(messages: Conversation, items: Sequence[Item], first: int) -> list[dict[str, Any]]:
@@ -167,7 +192,11 @@ def untold(messages: Sequence[Mapping[str, Any]], things: Sequence[Any]) -> list
 def _plain(option: Any) -> Any:
     if type(option).__name__ in POLICIES:
         return {type(option).__name__: asdict(option)}
-    return option.tolist() if isinstance(option, np.ndarray | Tensor) else option
+    if isinstance(option, list | tuple | range):
+        return [_plain(part) for part in option]
+    if isinstance(option, Mapping):
+        return {str(name): _plain(part) for name, part in option.items()}
+    return option.tolist() if isinstance(option, np.ndarray | np.generic | Tensor) else option
 
 
 def _unplain(option: Any) -> Any:

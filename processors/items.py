@@ -6,6 +6,7 @@ once the grids are given. `media`: its numbers; only this decodes. The layout ha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -133,8 +134,11 @@ class Pages:
 
     def __post_init__(self) -> None:
         count = len(self.document)
-        asked = self.item.options.get("pages")
-        self.pages = list(range(count)) if asked is None else [int(page) - 1 for page in asked]
+        asked = self.item.options.get("pages", range(1, count + 1))
+        listed: list[Any] = list(asked) if isinstance(asked, list | tuple | range | np.ndarray) else [None]
+        if any(isinstance(page, bool) or not isinstance(page, int | np.integer) for page in listed):
+            raise ValueError(f"document: {self.name}: pages {asked!r:.80} came; want their numbers from 1, as [1, 3]")
+        self.pages = [int(page) - 1 for page in listed]
         wrong = [page + 1 for page in self.pages if not 0 <= page < count]
         if wrong or not self.pages:
             raise ValueError(f"document: {self.name}: pages {wrong or 'none'} asked for; it has 1 to {count}")
@@ -145,15 +149,24 @@ class Pages:
 
     def sizes(self) -> list[tuple[int, int]]:
         scale = self.rules.page_dpi / 72
-        points = [self.document.size(page) for page in self.pages]
-        return [(max(1, round(width * scale)), max(1, round(height * scale))) for width, height in points]
+        sizes = list[tuple[int, int]]()
+        for page in self.pages:
+            width, height = self.document.size(page)
+            drawn, own = (max(1, round(width * scale)), max(1, round(height * scale))), self.document.pixels(page)
+            sizes.append(own if own and own[0] * own[1] < drawn[0] * drawn[1] else drawn)  # never enlarged
+        return sizes
 
     def layout(self, grids: Sequence[Grid]) -> Layout:
+        patch = self.rules.pixels.patch
+        for page, (rows, cols) in zip(self.pages, grids, strict=True):
+            self.document.check_pixels(page, cols * patch, rows * patch)
         return [part for number, grid in enumerate(grids) for part in self._told(number, grid)]
 
     def _told(self, number: int, grid: Grid) -> Layout:
         page = self.pages[number]
-        label = self.rules.page_label.format(label=self.document.label(page), number=page + 1)
+        own = self.document.label(page)
+        own = own if re.fullmatch(r"[\w .,:/()-]{1,32}", own) else str(page + 1)  # a file may write <|im_end|> there
+        label = self.rules.page_label.format(label=own, number=page + 1)
         return [("\n" if number else "") + label + "<img>", image_place(grid, self.rules), "</img>"]
 
     def details(self, grids: Sequence[Grid]) -> dict[str, Any]:
@@ -257,9 +270,16 @@ def sound_pieces(
         yield layout, Media(mels=mels, frames=torch.tensor([len(mels)]), trims=torch.tensor([trims]))
 
 
+_RANGES = {torch.int16: 2.0**15, torch.int32: 2.0**31, torch.uint8: 2.0**7}  # uint8 has its silence at 128
+
+
 @dataclass(slots=True)
 class Samples:
-    """Sound given as an array: mono or channels first, at a rate."""
+    """Sound given as an array at a rate: mono, or two axes of which the shorter holds the channels.
+
+    Floats in -1..1 as they are, int16, int32 and uint8 over their whole range. Raises ValueError for others, for
+    samples that are no numbers, and for a rate that is not above 0.
+    """
 
     array: Any
     rate: int
@@ -267,22 +287,43 @@ class Samples:
     name: str = "samples"
 
     def __post_init__(self) -> None:
-        self.array = torch.as_tensor(np.asarray(self.array))
-        if self.array.ndim == 2:
-            self.array = self.array.float().mean(0 if self.array.shape[0] < self.array.shape[1] else 1)
-        if self.array.ndim != 1 or not self.array.dtype.is_floating_point:
+        positive(f"audio: {self.name}", "rate", self.rate)
+        array, form = self.array, getattr(self.array, "dtype", type(self.array).__name__)
+        try:
+            if not isinstance(array, Tensor):
+                array = np.array(array)
+                array = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+            array = array.detach().cpu()
+        except TypeError:
+            array = torch.zeros(0, 0, 0)  # of text or objects
+        if array.ndim not in (1, 2) or not (array.dtype.is_floating_point or array.dtype in _RANGES):
             raise ValueError(
-                f"audio: an array of shape {tuple(self.array.shape)} and {self.array.dtype} came; "
-                "want float samples in -1..1, (samples,) or (channels, samples)"
+                f"audio: an array of shape {np.shape(self.array)} and {form} came; want floats in -1..1, int16, int32 "
+                "or uint8, (samples,) or (channels, samples)"
             )
+        if not array.dtype.is_floating_point:
+            array = (array.double() - (128 if array.dtype == torch.uint8 else 0)) / _RANGES[array.dtype]
+        if array.ndim == 2:
+            array = array.float().mean(0 if array.shape[0] < array.shape[1] else 1)
+        self.array = array.float()
+        if not bool(self.array.isfinite().all()):
+            raise ValueError(f"audio: {self.name}: samples that are no numbers (NaN, inf) came; leave them out")
         self.samples = -(-len(self.array) * 16000 // self.rate)
 
     def read(self) -> Tensor:
         if self.rate == 16000:
-            return self.array.float()
+            return self.array
         from torchaudio.functional import resample
 
-        return resample(self.array.float(), self.rate, 16000)
+        return resample(self.array, self.rate, 16000)
 
     def stream(self) -> Iterator[tuple[int, Tensor]]:
         yield 0, self.read()
+
+
+def positive(where: str, name: str, value: object) -> float:
+    """A finite number above 0. Raises ValueError that says where which number was wanted."""
+    number = float(value) if isinstance(value, int | float | np.number) else 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{where}: {name} {value!r:.80} came; want a number above 0")
+    return number

@@ -67,6 +67,11 @@ class Document(ABC):
     def size(self, page: int) -> tuple[float, float]:
         """(width, height) in points, upright, from the header alone."""
 
+    def pixels(self, page: int) -> tuple[int, int] | None:
+        """(width, height) of a page that is a picture; None where it is drawn at any size."""
+        self._check(page)
+        return None
+
     def render(
         self, page: int, width_px: int | None = None, height_px: int | None = None, *, scale: int | float | None = None
     ) -> UInt8[np.ndarray, "rows cols 3"]:
@@ -87,12 +92,16 @@ class Document(ABC):
             width_px = round(width * height_px / height)
         # A page far longer than wide keeps a pixel of width.
         cols, rows = max(width_px or 0, 1), max(height_px, 1)
+        self.check_pixels(page, cols, rows)
+        return self._draw(page, cols, rows)
+
+    def check_pixels(self, page: int, cols: int, rows: int) -> None:
+        """Raise MediaError where the limits do not allow a page to be drawn at this size."""
         if cols * rows > self._limits.max_pixels:
             raise MediaError(
                 f"media: {self.name}: page {page} at {cols}x{rows} pixels, the limit is {self._limits.max_pixels:,}; "
                 "ask for fewer or raise Limits.max_pixels"
             )
-        return self._draw(page, cols, rows)
 
     @abstractmethod
     def _draw(self, page: int, cols: int, rows: int) -> UInt8[np.ndarray, "rows cols 3"]: ...
@@ -149,9 +158,13 @@ class Pictures(Document):
         self._check(page)
         header = self._pages[page][2]
         across, down = header.dpi or (72.0, 72.0)
-        if not (1 <= across <= 100_000 and 1 <= down <= 100_000):  # also NaN
+        if not (1 < across <= 100_000 and 1 < down <= 100_000):  # also NaN
             across, down = 72.0, 72.0
         return header.width * 72 / across, header.height * 72 / down
+
+    def pixels(self, page: int) -> tuple[int, int]:
+        self._check(page)
+        return self._pages[page][2].width, self._pages[page][2].height
 
     def _draw(self, page: int, cols: int, rows: int) -> UInt8[np.ndarray, "rows cols 3"]:
         from PIL import Image

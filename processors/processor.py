@@ -21,9 +21,10 @@ from processors.batch import Batch, Media, Slot
 from processors.budget import Drawn, Overflow, Request, draw
 from processors.chat import Conversation, Tokenizer
 from processors.clip_items import Clip
-from processors.given import Call, Given, GivenItem, How, digest, key_of, told
+from processors.given import Call, Given, GivenItem, How, digest, key_of, told, words
 from processors.items import Layout, Pages, Place, Recording
 from processors.limits import DEFAULT_LIMITS, Limits
+from processors.pdf import Word
 from processors.plan import Plan, PlannedItem
 from processors.rules import Rules
 
@@ -94,8 +95,8 @@ class Processor:
         """
         budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "overflow": overflow}
         request = self._request("prompt", budget | {"enable_thinking": enable_thinking} | chat, limits)
-        conversations = messages if _is_many(messages) else [cast(Conversation, messages)]
-        return Batch.pack([self._batch(conversation, request) for conversation in conversations])
+        conversations = messages if _is_many("processor", messages) else [cast(Conversation, messages)]
+        return Batch.pack([self._batch(cast(Conversation, conversation), request) for conversation in conversations])
 
     def ingest(
         self, messages: Conversation, *, after: Given | None = None, limits: Limits | None = None, **settings: Any
@@ -130,6 +131,10 @@ class Processor:
         arguments = {**_arguments(after), "context": None, "reserve": 0, **settings}
         request = self._request("ask", arguments | {"enable_thinking": enable_thinking}, limits, after)
         return self._batch(cast(Conversation, messages), request)
+
+    def words(self, item: GivenItem, page: int, thing: Any = None, password: str | None = None) -> tuple[Word, ...]:
+        """What a page of `batch.given[i].items[j]` says and where, in points from its top left. See `given.words`."""
+        return words(item, page, thing, password, self.limits)
 
     @cached_property
     def identity(self) -> str:
@@ -188,7 +193,7 @@ class Processor:
 
     def plan(
         self,
-        messages: Conversation,
+        messages: Conversation | Sequence[Conversation],
         *,
         context: int | None = None,
         preset: str = "reference",
@@ -198,11 +203,16 @@ class Processor:
         limits: Limits | None = None,
         **chat: Any,
     ) -> Plan:
-        """What `__call__` with the same arguments will make: tokens an item, dpi, times, memory; reads headers only."""
+        """What `__call__` with the same arguments will make: tokens an item, dpi, times, memory; reads headers only.
+
+        Of one conversation. Raises as `__call__` where headers tell it.
+        """
         budget = {"context": context, "preset": preset, "video_pruning_rate": video_pruning_rate, "overflow": overflow}
         request = self._request("prompt", budget | {"enable_thinking": enable_thinking} | chat, limits)
+        if _is_many("processor.plan", messages):
+            raise ValueError("processor.plan: a list of conversations came; plan them one by one")
         with ExitStack() as stack:
-            drawn = draw(messages, request, stack)
+            drawn = draw(cast(Conversation, messages), request, stack)
             items = self._planned(drawn)
         return Plan(
             items=items,
@@ -352,5 +362,7 @@ def _slots(place: Place, apart: bool) -> int:
     return place.count if apart and place.kind == "audio" else 1
 
 
-def _is_many(messages: Conversation | Sequence[Conversation]) -> TypeGuard[Sequence[Conversation]]:
-    return bool(messages) and not isinstance(messages[0], Mapping)
+def _is_many(where: str, messages: Conversation | Sequence[Conversation]) -> TypeGuard[Sequence[Conversation]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ValueError(f"{where}: {messages!r:.80} came; want a list of messages, each with its role and content")
+    return bool(messages) and isinstance(messages[0], Sequence) and not isinstance(messages[0], str)

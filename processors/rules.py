@@ -7,13 +7,15 @@ be repeated.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from processors import audio, image, video
 
 Preset = Literal["reference", "transformers", "vllm", "sglang"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+SoundPlace = Literal["after", "interleaved", "off"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,8 @@ class Rules:
 
     page_dpi: the resolution at which a page with a text layer is worth drawing; budgets only lower it. page_label:
     the text before each page. sound: where a clip's own sound goes: "after" its frames, "interleaved" with segments
-    of `segment` frames, or "off".
+    of `segment` frames, or "off". Of the engines sglang alone hears it unasked, at the prompt's end; its preset puts
+    it behind the clip's frames.
     """
 
     preset: Preset = "reference"
@@ -33,7 +36,7 @@ class Rules:
     pruning: float = 0.0
     page_dpi: int = 144
     page_label: str = "Page {label}:\n"
-    sound: Literal["after", "interleaved", "off"] = "after"
+    sound: SoundPlace = "after"
     segment: int = 16
 
     def __post_init__(self) -> None:
@@ -62,13 +65,46 @@ class Rules:
             else None
         )
         if preset == "transformers":
-            extra = replace(self.audio, mel=replace(self.audio.mel, extra_frame=True)) if self.audio else None
+            extra = (
+                replace(self.audio, mel=replace(self.audio.mel, extra_frame=True), chunk=audio.TRANSFORMERS.chunk)
+                if self.audio
+                else None
+            )
             each = replace(self.image, budget="each") if isinstance(self.image, image.ImageRule) else self.image
             return replace(self, preset=preset, video=plain, image=each, audio=extra, sound="off")
         if preset == "vllm":
             return replace(self, preset=preset, video=plain, sampling=video.ENGINE_COUNT, audio=hard, sound="off")
-        return replace(self, preset=preset, video=plain, sampling=video.ENGINE, audio=hard, sound="off")
+        return replace(self, preset=preset, video=plain, sampling=video.ENGINE, audio=hard)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a plan or a receipt."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Rules:
+        """The inverse of `to_dict`, also of what JSON made of it. Raises ValueError for other fields."""
+        return _read("Rules", (cls,), values)
+
+
+_PARTS: dict[str, tuple[type, ...]] = {
+    "image": (image.ImageRule, image.TileRule),
+    "video": (video.VideoRule,),
+    "sampling": (video.Rate, video.Count, video.Keyframes, video.Moments),
+    "audio": (audio.AudioRule,),
+    "pixels": (image.PixelRule,),
+    "mel": (audio.MelRule,),
+    "chunk": (audio.ChunkRule,),
+}
+
+
+def _read(name: str, kinds: tuple[type, ...], values: Mapping[str, Any]) -> Any:
+    """The one of these kinds that has just these fields; a list is a tuple of it, a mapping a part."""
+    kind = next((kind for kind in kinds if {field.name for field in fields(kind)} == set(values)), None)
+    if kind is None:
+        known = " or ".join(", ".join(field.name for field in fields(kind)) for kind in kinds)
+        raise ValueError(f"Rules: {name} with {', '.join(map(str, values))} came; want {known}")
+    made = dict[str, Any]()
+    for part, value in values.items():
+        inner = isinstance(value, Mapping)
+        made[part] = _read(part, _PARTS[part], value) if inner else tuple(value) if isinstance(value, list) else value
+    return kind(**made)

@@ -91,7 +91,7 @@ class Sound:
             raise MediaError(f"media: {source.name}: its sound cannot be read ({short(error)})") from None
         self._zero = max(first, 0.0) if start is None else start
         self.samples = max(0, round((last - self._zero) * RATE)) if first < float("inf") else 0
-        if not self.samples:
+        if not self.samples and start is None:
             raise MediaError(f"media: {source.name}: its sound is empty; send the whole file")
         if self.samples > limits.max_seconds * RATE:
             raise MediaError(

@@ -7,10 +7,12 @@ the true time of each; a long clip is made in segments that end between tubelets
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import ceil, floor, isqrt, sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ class Rate:
     even: bool = False
 
     def __post_init__(self) -> None:
-        if not self.fps > 0 or (self.cap is not None and self.cap < 1):
+        if not 0 < self.fps < float("inf") or (self.cap is not None and self.cap < 1):
             raise ValueError(f"Rate: {self.fps} fps, at most {self.cap} frames, came; want more than 0, and at least 1")
 
 
@@ -129,7 +131,20 @@ def num_tokens(frames: int, grid: Grid, rule: VideoRule = REFERENCE) -> int:
     return ceil(frames / rule.tubelet_frames) * grid[0] * grid[1] // rule.pixels.shuffle**2
 
 
-_PLAIN = {"fps": float, "seconds": lambda them: tuple(map(float, them)), "indices": tuple}  # from JSON's types
+def _whole(value: int | float) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise TypeError
+    return int(value)
+
+
+_PLAIN: dict[str, Callable[[Any], Any]] = {  # from JSON's types
+    "fps": float,
+    "frames": _whole,
+    "cap": lambda most: None if most is None else _whole(most),
+    "even": bool,
+    "seconds": lambda them: tuple(map(float, them)),
+    "indices": lambda them: None if them is None else tuple(map(_whole, them)),
+}
 
 
 def policy(value: object) -> Sampling:
@@ -145,7 +160,8 @@ def policy(value: object) -> Sampling:
         kinds = {"fps": Rate, "frames": Count, "seconds": Moments, "indices": Keyframes}
         kind = next((kind for name, kind in kinds.items() if name in value), None)
         if kind and set(value) <= {field.name for field in fields(kind)}:
-            return kind(**{name: _PLAIN.get(name, lambda it: it)(it) for name, it in value.items()})
+            with suppress(TypeError, OverflowError):  # of no numbers, or of a part where a whole is wanted
+                return kind(**{name: _PLAIN[name](it) for name, it in value.items()})
     raise ValueError(
         f"sample: the policy {value!r:.80} is unknown; want 'keyframes', {{'fps': 2.0, 'cap': 128}}, {{'frames': 32}} "
         "or {'seconds': [0.5, 9]}"

@@ -325,3 +325,11 @@ def test_a_header_of_twenty_hours_is_refused(tmp_path: Path) -> None:
         container.mux(track.encode())
     with pytest.raises(MediaError, match="lasts 72001 s, the limit is 43200 s"):
         open_video(path)
+
+
+@pytest.mark.parametrize("fps", [8, 10, 12.5, 20, 25, 40, 50, 100, 125])
+def test_the_average_rate_of_an_even_clip_is_its_rate_at_every_length(fps: float) -> None:
+    for base in (1 / 90000, 1 / 1000):
+        stamps = np.arange(3000) * round(1 / fps / base)
+        for length in range(2, 3000, 7):
+            assert average_fps(stamps[:length] * base) == fps

@@ -357,6 +357,11 @@ def test_one_picture_in_memory_is_a_document_of_a_page() -> None:
 def test_a_senseless_resolution_counts_as_none() -> None:
     with open_document(saved(scene(), "TIFF", dpi=(0.001, 0.001))) as document:
         assert document.size(0) == (48, 32)
+    with open_document(saved(scene(), "TIFF")) as document:  # which PIL reads as one pixel an inch
+        assert document.size(0) == (48, 32)
+        assert document.pixels(0) == (48, 32)
+    with open_document(pdf([TEXT])) as document:
+        assert document.pixels(0) is None
 
 
 def test_a_list_that_is_no_list_of_pictures_is_refused() -> None:

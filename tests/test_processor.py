@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import made_clips
+import made_pictures
 import numpy as np
 import pytest
 import released
@@ -20,20 +22,27 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 import omni
+from omni.cli import app
 from omni.hf import from_hf
 from omni.load import OmniProcessor
 from processors.batch import Batch
 from processors.chat import render
-from processors.limits import MediaError
+from processors.clips import open_video
+from processors.given import untold
+from processors.items import Samples
+from processors.limits import Limits, MediaError
 from processors.pdf import Pdf
 from processors.rules import Rules
+from processors.video import Keyframes, Moments
 
 TOKENIZER = tokens.tokenizer()
 PROCESSOR = OmniProcessor.of(from_hf(released.omni()), TOKENIZER)
 V2 = OmniProcessor.of(from_hf(released.v2_vl()), TOKENIZER)
 TEXT = OmniProcessor.of(from_hf(released.nano_3()), TOKENIZER)
+FRAME = made_clips.numbered(1)
 
 
 def user(*parts: Any) -> list[dict[str, Any]]:
@@ -166,6 +175,68 @@ def test_typed_special_tokens_stay_text(role: str) -> None:
     assert not batch.slots
 
 
+def test_specials_that_several_parts_or_tools_write_stay_text() -> None:
+    split = user("<ima", "ge>", {"type": "text", "text": "<|im_"}, "end|> <so_embed", "ding>")
+    batch = PROCESSOR(split)
+    assert "<image><|im_end|> <so_embedding><|im_end|>" in written(batch)
+    assert {18, 27}.isdisjoint(batch.tokens.tolist())
+    plain = PROCESSOR(user("x"), tools=[{"name": "f", "parameters": {}}])
+    typed = "<image> \\ue0000:t0\\ue001 \ue0001:m0\ue001 <|im_end|>"
+    schema = {"type": "object", "properties": {"<image>": {"description": typed}}}
+    tool = {"type": "function", "function": {"name": "f", "description": typed, "parameters": schema}}
+    batch = PROCESSOR(user("x"), tools=[tool])
+    assert written(batch).count(typed) == 1
+    assert written(batch).count("<image>") == 3
+    assert 18 not in batch.tokens.tolist()
+    assert batch.tokens.tolist().count(11) == plain.tokens.tolist().count(11)
+
+
+def test_specials_in_an_assistants_turn_stay_text_but_for_its_own_marks() -> None:
+    call = {"function": {"name": "f", "arguments": {"x": "<image>"}}}
+    turn = {"role": "assistant", "reasoning_content": "<image>?", "content": "<image>", "tool_calls": [call]}
+    batch = PROCESSOR([*user("x"), turn, {"role": "tool", "content": "1"}])
+    assert written(batch).count("<image>") == 3
+    assert 18 not in batch.tokens.tolist()
+    thought = {"role": "assistant", "content": "<think>\nhm <image>\n</think>\ntwo"}
+    ids = PROCESSOR([*user("x"), thought, *user("y")], keep_thinking=True).tokens.tolist()
+    assert (ids.count(12), ids.count(13), ids.count(18)) == (2, 1, 0)
+
+
+class Plain:
+    """A tokenizer that names no special tokens, only its added ones, of which some are split by no setting."""
+
+    def __init__(self) -> None:
+        self.all_special_tokens: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(TOKENIZER, name)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<image>": 18, "  ": 5}
+
+    def encode(self, text: str, **settings: Any) -> list[int]:
+        return [18] if text == "<image>" else TOKENIZER.encode(text, **settings)
+
+
+def test_added_tokens_that_are_not_called_special_stay_text() -> None:
+    (ids,) = render(user("a <image>  b"), Plain()).pieces
+    assert isinstance(ids, list)
+    assert 18 not in ids
+    assert "a <image>  b" in tokens.text(TOKENIZER, ids)
+
+
+def test_openais_answers_can_be_sent_again() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []}
+    messages = [{"role": "developer", "content": "Be brief."}, *user("three"), answer, {"role": "tool", "content": "4"}]
+    text = written(PROCESSOR(messages))
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in text
+    assert "<function=f>\n<parameter=x>\n1\n</parameter>" in text
+    call["function"] = {"name": "f", "arguments": "x=1"}
+    with pytest.raises(ValueError, match=r"message 2: a tool call's arguments 'x=1' came; want a JSON object"):
+        PROCESSOR(messages)
+
+
 def test_effort_is_told_in_the_templates_way() -> None:
     def told(template: str, effort: Any) -> str:
         (piece,) = render(user("hi"), tokens.tokenizer(template), effort=effort).pieces
@@ -283,6 +354,17 @@ def test_pages_come_in_order_with_their_labels_and_state_their_dpi(tmp_path: Pat
         PROCESSOR(user({"type": "document", "path": str(path), "pages": [4]}))
 
 
+def test_a_tiff_of_several_pages_is_a_document_at_its_own_pixels(tmp_path: Path) -> None:
+    sheets = [Image.fromarray(picture(850, 1100, i)) for i in range(3)]
+    sheets[0].save(tmp_path / "a.tif", save_all=True, append_images=sheets[1:])
+    plan = PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "a.tif")}))
+    assert (plan.items[0].kind, plan.items[0].details["pages"]) == ("document", [1, 2, 3])
+    one = PROCESSOR.plan(user({"type": "image", "image": picture(850, 1100)})).items[0].details["grid"]
+    assert plan.items[0].details["grids"] == [one] * 3
+    sheets[0].save(tmp_path / "one.tif")
+    assert PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "one.tif")})).items[0].kind == "image"
+
+
 def test_what_does_not_fit_is_refused_or_dropped_only_when_told(tmp_path: Path) -> None:
     path = pdf(tmp_path / "a.pdf", 9)
     messages = user({"type": "document", "path": str(path)})
@@ -305,6 +387,27 @@ def test_what_does_not_fit_is_refused_or_dropped_only_when_told(tmp_path: Path) 
         PROCESSOR(user("much too long " * 9), context=10, overflow="drop")
     with pytest.raises(ValueError, match="context"):
         PROCESSOR(user({"type": "image", "image": picture(900, 900)}), context=100, overflow="drop")
+
+
+def test_pages_are_dropped_of_one_document_after_the_other(tmp_path: Path) -> None:
+    first, second = pdf(tmp_path / "a.pdf", 4), pdf(tmp_path / "b.pdf", 3)
+    messages = user({"type": "document", "path": str(first), "pages": [4, 2, 1]}, {"type": "file", "path": str(second)})
+    plan = PROCESSOR.plan(messages, context=900, overflow="drop")
+    assert [item.details["pages"] for item in plan.items] == [[4, 2], [1]]
+    assert plan.left_out == ("b.pdf: pages 2 to 3", "a.pdf: page 1")
+    plan = PROCESSOR.plan(messages, context=650, overflow="drop")
+    assert [item.details["pages"] for item in plan.items] == [[4], [1]]
+    assert plan.left_out == ("b.pdf: pages 2 to 3", "a.pdf: pages 2, 1")
+    with pytest.raises(ValueError, match="a context of 300"):
+        PROCESSOR.plan(messages, context=300, overflow="drop")
+
+
+def test_what_is_left_out_of_a_history_is_told_once() -> None:
+    turn = [*user("long " * 40), {"role": "assistant", "content": "yes"}]
+    history = [{"role": "developer", "content": "Be brief."}, *turn, *turn, *turn, *user("now?")]
+    plan = PROCESSOR.plan(history, context=200, overflow="drop")
+    assert plan.left_out == ("6 oldest messages",)
+    assert "Be brief." in written(PROCESSOR(history, context=200, overflow="drop"))
 
 
 def test_v2_vl_cuts_tiles_and_puts_them_in_one_slot() -> None:
@@ -420,6 +523,9 @@ def test_several_conversations_make_one_batch() -> None:
         ([{"role": "nobody", "content": "x"}], "has no role"),
         ([{"role": "user"}], "no content"),
         ([{"role": "user", "content": "x", "mood": 1}], "unknown mood"),
+        (user(5), r"message 0, part 0: 5 came; want a text or"),
+        ([{"role": "user", "content": 5}], "content 5 came; want a text"),
+        ([{"role": "assistant", "tool_calls": ["f"]}], "the tool call 'f' came; want"),
         (user({"type": "smell"}), "type 'smell' is unknown"),
         (user({"type": "text"}), "a text part without text"),
         (user({"type": "image"}), "exactly one of image, path, url, data"),
@@ -470,3 +576,260 @@ def test_load_gives_a_model_and_a_processor_that_fit_one_another(tmp_path: Path,
         out = model(processor(messages))
     assert out.logits.shape == (plan.tokens, 288)
     assert bool(out.logits.isfinite().all())
+
+
+@pytest.mark.parametrize("preset", ["reference", "transformers", "vllm", "sglang"])
+@pytest.mark.parametrize("processor", [PROCESSOR, V2, TEXT])
+def test_rules_come_back_from_their_plain_values(processor: OmniProcessor, preset: str) -> None:
+    rules = processor.rules.with_preset(preset)
+    for sampling in (rules.sampling, Keyframes(indices=(1, 2)), Keyframes(), Moments(seconds=(0.5, 1.0))):
+        some = replace(rules, sampling=sampling)
+        assert Rules.from_dict(some.to_dict()) == some
+        assert Rules.from_dict(json.loads(json.dumps(some.to_dict()))) == some
+    with pytest.raises(ValueError, match="Rules: video with speed came; want pixels, target"):
+        Rules.from_dict(rules.to_dict() | {"video": {"speed": 1}})
+
+
+def test_the_preset_of_transformers_cuts_no_sound() -> None:
+    noise = np.zeros(16000 * 1300, np.float32)
+    parts = {preset: PROCESSOR.rules.with_preset(preset) for preset in ("reference", "transformers", "sglang")}
+    assert [rules.audio.is_long(len(noise)) for rules in parts.values() if rules.audio] == [True, False, True]
+
+
+def test_a_preset_that_drops_a_clips_sound_says_so(movie: Path) -> None:
+    messages = user({"type": "video", "path": str(movie)})
+    for preset, left in (("reference", ()), ("sglang", ()), ("vllm", ("a.mp4: its sound (preset vllm)",))):
+        plan, batch = PROCESSOR.plan(messages, preset=preset), PROCESSOR(messages, preset=preset)
+        assert plan.left_out == batch.given[0].left_out == left
+        assert plan.items[0].details["sound"] == (None if left else "after")
+        assert any(slot.kind == "audio" for slot in batch.slots) is not bool(left)
+
+
+@pytest.mark.parametrize(
+    ("wish", "kinds"),
+    [
+        (True, "tttta"),
+        ("after", "tttta"),
+        ("interleaved", "ttatta"),
+        (False, "tttt"),
+        ("off", "tttt"),
+    ],
+)
+def test_a_clips_sound_goes_where_its_option_says(tmp_path: Path, wish: Any, kinds: str) -> None:
+    path = made_clips.clip(tmp_path / "a.mp4", frames=80, fps=10)
+    rules = replace(PROCESSOR.rules, segment=4)
+    processor = OmniProcessor(TOKENIZER, rules, num_kept=PROCESSOR.num_kept)
+    messages = user({"type": "video", "path": str(path), "sound": wish})
+    assert "".join(slot.kind[0] for slot in processor(messages).slots) == kinds
+    assert processor.plan(messages).left_out == ()
+    asked = user({"type": "video", "path": str(path), "sound": True})
+    assert any(slot.kind == "audio" for slot in processor(asked, preset="vllm").slots)
+    with pytest.raises(ValueError, match=r"a\.mp4: sound 'loud' came; want True, False, after, interleaved, off"):
+        processor.plan(user({"type": "video", "path": str(path), "sound": "loud"}))
+
+
+def test_a_declared_but_empty_sound_track_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        film, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=48000)
+        film.width, film.height, film.pix_fmt = *made_clips.SIZE, "yuv420p"
+        sound.layout = "mono"
+        for i in range(20):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(made_clips.numbered(i), format="rgb24")))
+        container.mux(film.encode())
+    batch = PROCESSOR(user({"type": "video", "path": str(path)}))
+    assert {slot.kind for slot in batch.slots} == {"tubelet"}
+
+
+def test_an_animation_given_as_video_becomes_frames_at_their_times(tmp_path: Path) -> None:
+    frames = [Image.fromarray(made_clips.numbered(i)) for i in range(4)]
+    for suffix in ("gif", "webp"):
+        path = tmp_path / f"a.{suffix}"
+        options = {"lossless": True} if suffix == "webp" else {}
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=[500, 500, 1500, 500], **options)
+        messages = user({"type": "video", "path": str(path), "sampling": {"frames": 4}})
+        batch, plan = PROCESSOR(messages), PROCESSOR.plan(messages)
+        assert plan.items[0].details["true_seconds"] == [0.0, 0.5, 1.0, 2.5]
+        assert "Frame 3 sampled at 1.00 seconds and frame 4 sampled at 2.50 seconds" in written(batch)
+        assert features(batch) == plan.items[0].tokens
+        assert [made_clips.number(frame) for frame in open_video(path).read([3, 0, 2])] == [3, 0, 2]
+        as_file = PROCESSOR.plan(user({"type": "file", "path": str(path)})).items[0]
+        assert as_file.kind == "image"
+    frames[0].save(tmp_path / "still.gif")
+    with pytest.raises(MediaError, match="pass it as image"):
+        PROCESSOR(user({"type": "video", "path": str(tmp_path / "still.gif")}))
+
+
+def test_a_files_options_are_those_of_what_it_holds(tmp_path: Path) -> None:
+    book, movie = pdf(tmp_path / "a.pdf", 3), made_clips.clip(tmp_path / "a.mp4", frames=40, fps=10)
+    png(tmp_path / "a.png")
+    plan = PROCESSOR.plan(
+        user(
+            {"type": "file", "path": str(book), "pages": [2]},
+            {"type": "file", "file": {"path": str(movie), "times": [0.5], "sound": False}},
+            {"type": "file", "path": str(movie), "fps": 2, "pruning_rate": 0.5},
+        )
+    )
+    assert plan.items[0].details["pages"] == [2]
+    assert (plan.items[1].details["true_seconds"], plan.items[1].details["sound"]) == ([0.5], None)
+    assert (plan.items[2].details["frames"], plan.items[2].details["pruning_rate"]) == (8, 0.5)
+    with pytest.raises(ValueError, match=r"image: a\.png: pages came with a file that holds image; want no options"):
+        PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "a.png"), "pages": [1]}))
+    with pytest.raises(ValueError, match=r"document: a\.pdf: fps came with a file that holds document; want pages"):
+        PROCESSOR.plan(user({"type": "file", "path": str(book), "fps": 1}))
+    with pytest.raises(ValueError, match="message 0, part 0: file with dpi came; want beside its source pages"):
+        PROCESSOR.plan(user({"type": "file", "path": str(book), "dpi": 1}))
+    made = PROCESSOR(user({"type": "file", "path": str(book), "pages": [3]}))
+    again = untold(made.given[0].calls[0].messages, [book])
+    assert torch.equal(PROCESSOR(again).media.patches, made.media.patches)
+
+
+def test_plain_base64_is_taken_as_a_files_data(tmp_path: Path) -> None:
+    encoded = base64.b64encode(png(tmp_path / "a.png")).decode()
+    want = PROCESSOR(user({"type": "image", "path": str(tmp_path / "a.png")})).media.patches
+    made = PROCESSOR(user({"type": "file", "file": {"file_data": encoded, "filename": "a.png"}}))
+    assert torch.equal(made.media.patches, want)
+    assert made.given[0].items[0].name == "a.png"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "document", "path": "BOOK", "pages": 2}, r"document: a\.pdf: pages 2 came; want their numbers"),
+        ({"type": "document", "path": "BOOK", "pages": "1-3"}, r"a\.pdf: pages '1-3' came; want their numbers"),
+        ({"type": "document", "path": "BOOK", "password": 5}, r"a\.pdf: a password of type int came"),
+        ({"type": "video", "path": "MOVIE", "sampling": {"frames": 2.5}}, r"a\.mp4: sample: the policy .* is unknown"),
+        ({"type": "video", "path": "MOVIE", "sampling": {"seconds": 3}}, r"a\.mp4: sample: the policy .* is unknown"),
+        ({"type": "video", "path": "MOVIE", "fps": "x"}, r"a\.mp4: sample: fps 'x' came; want a number above 0"),
+        ({"type": "video", "path": "MOVIE", "fps": float("inf")}, r"a\.mp4: sample: fps inf came"),
+        ({"type": "video", "path": "MOVIE", "times": [float("nan")]}, r"a\.mp4: sample: moments \[nan\]"),
+        (
+            {"type": "video", "path": "MOVIE", "pruning_rate": 1.0},
+            r"a\.mp4: pruning_rate 1\.0 came; want 0 <=",
+        ),
+        ({"type": "video", "frames": [FRAME], "fps": 0}, "video: frames: fps 0 came; want a number above 0"),
+        ({"type": "video", "frames": [FRAME], "times": 3}, "video: frames: times 3 came"),
+        ({"type": "video", "frames": [FRAME], "times": [float("nan")]}, "want one rising time"),
+        ({"type": "video", "frames": [FRAME, FRAME[:50]], "fps": 1}, "frames of 2 sizes came"),
+        ({"type": "video", "frames": "FOLDER", "fps": 1}, "unknown content"),
+        ({"type": "video", "frames": "nowhere", "fps": 1}, "media: nowhere: no such folder"),
+        ({"type": "audio", "audio": np.zeros(9, np.float32), "rate": 0}, "rate 0 came; want a number above 0"),
+        ({"type": "audio", "audio": np.zeros(9, np.float32), "rate": 0.5}, "rate 0.5 came; want whole samples"),
+        ({"type": "audio", "audio": np.zeros(9, np.int64), "rate": 8000}, r"shape \(9,\) and int64 came"),
+        ({"type": "audio", "audio": np.array(["a"]), "rate": 8000}, "an array of shape"),
+        ({"type": "audio", "audio": np.full(9, np.nan), "rate": 8000}, "that are no numbers"),
+        ({"type": "file", "data": np.zeros(9)}, "no file came, but pixels or samples"),
+        ({"type": "file", "file": {"file_data": "?!"}}, "part 0: file_data is not base64"),
+    ],
+)
+def test_a_plan_refuses_by_name_what_the_making_would(tmp_path: Path, part: dict[str, Any], message: str) -> None:
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "notes.txt").write_text("no picture")
+    paths = {"FOLDER": str(tmp_path / "frames")}
+    if part.get("path") == "BOOK":
+        paths["BOOK"] = str(pdf(tmp_path / "a.pdf", 3))
+    if part.get("path") == "MOVIE":
+        paths["MOVIE"] = str(made_clips.clip(tmp_path / "a.mp4", frames=20))
+    part = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in part.items()}
+    for make in (PROCESSOR.plan, PROCESSOR):
+        with pytest.raises(ValueError, match=message):
+            make(user(part))
+
+
+def test_limits_hold_for_what_is_given_in_memory_and_for_pages(tmp_path: Path) -> None:
+    clip = {"type": "video", "frames": [FRAME] * 3, "fps": 0.5}
+    sound = {"type": "audio", "audio": np.zeros(32000, np.float32), "rate": 16000}
+    book = {"type": "document", "path": str(pdf(tmp_path / "a.pdf", 1))}
+    for part, limits in (
+        (clip, Limits(max_frames=2)),
+        (clip, Limits(max_seconds=3)),
+        (sound, Limits(max_seconds=1)),
+        (book, Limits(max_pixels=90_000)),
+        ({"type": "video", "frames": str(tmp_path), "fps": 1}, Limits(allow_files=False)),
+    ):
+        with pytest.raises(MediaError, match=r"raise Limits\.max|local files are off"):
+            PROCESSOR.plan(user(part), limits=limits)
+
+
+def test_a_folder_of_frames_may_come_with_its_times(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.fromarray(made_clips.numbered(i)).save(tmp_path / f"{i}.png")
+    batch = PROCESSOR(user({"type": "video", "frames": str(tmp_path), "times": np.array([0, 1.5, 4], np.float32)}))
+    assert "Frame 3 sampled at 4.00 seconds" in written(batch)
+    times = [np.float32(0.0), np.float32(1.5), np.float32(4.0)]
+    batch = PROCESSOR(user({"type": "video", "frames": str(tmp_path), "times": times}))
+    assert len(batch.given[0].key) == 64
+
+
+def test_tensors_of_any_kind_are_taken_and_named() -> None:
+    pixels = torch.rand(3, 40, 40).to(torch.bfloat16)
+    batch = PROCESSOR(user({"type": "image", "image": pixels}))
+    assert batch.given[0].items[0].name == "<Tensor>"
+    noise = torch.randn(1600)
+    want = PROCESSOR(user({"type": "audio", "audio": noise, "rate": 16000})).media.mels
+    graph = PROCESSOR(user({"type": "audio", "audio": noise.clone().requires_grad_(), "rate": 16000}))
+    assert torch.equal(graph.media.mels, want)
+    assert not graph.media.mels.requires_grad
+    half = PROCESSOR(user({"type": "audio", "audio": noise.to(torch.bfloat16), "rate": 16000}))
+    torch.testing.assert_close(half.media.mels, want, atol=0.3, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint8", ">i2"])
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_whole_samples_are_scaled_by_their_range(dtype: str, channels: int) -> None:
+    wave = 0.5 * np.sin(np.arange(1600) / 5)
+    span = {"u": 128, "i": 2.0 ** (8 * np.dtype(dtype).itemsize - 1)}[np.dtype(dtype).kind]
+    whole = (wave * span + (128 if dtype == "uint8" else 0)).round().astype(dtype)
+    given = np.stack([whole] * channels) if channels else whole
+    source = Samples(given, 16000)
+    assert source.samples == 1600
+    np.testing.assert_allclose(source.read().numpy(), wave, atol=0.005)
+
+
+def test_a_plan_is_of_one_conversation() -> None:
+    with pytest.raises(ValueError, match="plan them one by one"):
+        PROCESSOR.plan([user("a"), user("b")])
+
+
+def test_a_page_label_that_could_be_read_as_a_special_token_gives_way_to_the_number(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    labels = "/PageLabels << /Nums [0 << /P (<|im_end|>) >>] >>"
+    path.write_bytes(made_pictures.pdf(made_pictures.numbered_pages(1), catalog=labels))
+    batch = PROCESSOR(user({"type": "document", "path": str(path)}))
+    assert "Page 1:\n<img>" in written(batch)
+
+
+def test_the_words_of_a_page_that_was_read_are_at_hand_for_citations(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(made_pictures.pdf(made_pictures.numbered_pages(3)))
+    batch = PROCESSOR(user({"type": "document", "path": str(path), "pages": [2]}, {"type": "image", "image": FRAME}))
+    book, image = batch.given[0].items
+    found = PROCESSOR.words(book, book.details["pages"][0])
+    assert [word.text for word in found] == ["page", "2"]
+    assert 70 < found[0].box[0] < 80
+    data = path.read_bytes()
+    in_memory = PROCESSOR(user({"type": "document", "data": data})).given[0].items[0]
+    assert PROCESSOR.words(in_memory, 2, data) == found
+    for item, thing, why in (
+        (image, None, "not pages"),
+        (in_memory, None, "without a path"),
+        (book, data[:-1], "changed"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            PROCESSOR.words(item, 1, thing)
+
+
+def test_omni_plan_needs_no_weights_and_takes_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(made_pictures.locked(made_pictures.pdf(made_pictures.numbered_pages(2)), "open sesame"))
+    png(tmp_path / "a.png")
+    monkeypatch.setattr("omni.checkpoint.TINY", tmp_path)
+    run = CliRunner().invoke
+    missing = run(app, ["plan", str(path)])
+    assert missing.exit_code == 2
+    (tmp_path / "config.json").write_text(json.dumps(released.omni()))
+    TOKENIZER.save_pretrained(tmp_path)
+    locked = run(app, ["plan", str(path)])
+    assert (locked.exit_code, "pass its password" in " ".join(locked.output.split())) == (2, True)
+    made = run(app, ["plan", str(path), str(tmp_path / "a.png"), "--password", "open sesame", "--json"])
+    assert [item["kind"] for item in json.loads(made.output)["items"]] == ["document", "image"]
