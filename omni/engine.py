@@ -94,8 +94,11 @@ class Engine:
             prefix.drafter = Drafter.new(self.model)  # it knows nothing of what was read before
         prompt = [*prefix.tokens.tolist(), *batch.tokens.tolist()]
         writer = Writer((settings or Settings()).seeded(), self.codec, prompt, sequence)
-        self.waiting.append(Request(batch, writer, prefix, features, time.perf_counter()))
-        return self.waiting[-1]
+        began = time.perf_counter() - prefix.spent.get("all", 0.0)
+        request = Request(batch, writer, prefix, features, began)
+        request.seconds |= {stage: seconds for stage, seconds in prefix.spent.items() if stage != "all"}
+        self.waiting.append(request)
+        return request
 
     def cancel(self, request: Request) -> None:
         """Take a request out, wherever it is; its result is what was written so far."""
