@@ -109,7 +109,10 @@ class Memory:
         """
         if not self.given.calls:
             raise ValueError("memory: its batches were made by hand and have no record; use processor.ingest")
-        return key_of([self.given.key, self.model.identity.fingerprint, VERSION, self.kv_error])
+        live = [
+            item.details for item in self.given.items if "window" in item.details
+        ]  # the same sound, heard otherwise
+        return key_of([self.given.key, self.model.identity.fingerprint, VERSION, self.kv_error, live])
 
     @property
     def tokens(self) -> int:
@@ -189,6 +192,9 @@ class Memory:
             drafter,
             Seen.from_dict(header["seen"]),
         )
+        if header["kv"] != "exact":
+            stored = {"kv": header["kv"], "kv_error": header["kv_error"]}
+            prefix.seen = replace(prefix.seen, stored=stored)
         _restore(prefix.state, "backbone", tensors)
         prefix.state.advance([len(prefix.tokens) - len(prefix.unread)])
         return cls(model, prefix, header["kv_error"])
