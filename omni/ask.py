@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 from omni.answer import Result
@@ -18,8 +19,9 @@ from omni.load import OmniProcessor, load
 from omni.long_video import Progress, read_long
 from omni.memory import Memory
 from omni.model import OmniModel
+from processors.container import probe
 from processors.processor import CUT
-from processors.source import open_source
+from processors.source import open_source, sniff
 
 
 @lru_cache(maxsize=2)
@@ -78,6 +80,11 @@ def ask(
     question, or as many as it needs. settings: as of `model.generate`. Raises ValueError for what cannot be read or
     does not fit.
     """
+    if not question.strip():
+        raise ValueError("ask: the question is empty; say what you want to know")
+    choices = settings.get("choices", ("",))
+    if isinstance(choices, str) or not choices:
+        raise ValueError(f"ask: choices {choices!r} came; want a list of texts, such as ['yes', 'no']")
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
     chat: dict[str, Any] = {"enable_thinking": think and budget != 0}
@@ -128,21 +135,24 @@ def ingest(
     context: int | None = None,
     video_pruning_rate: float | None = None,
     evs: str = "exact",
+    fps: float | None = None,
+    frames: int | None = None,
     think: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Memory:
     """Read pictures, PDFs, videos and sounds once, to be asked about again and again; at bounded memory, however long.
 
     Where the first is a memory, or a file of one, the others are read behind it. context, video_pruning_rate: as of the
-    processor; evs, progress: as of `omni.long_video`. think: only for models whose template says it before the files.
-    Raises ValueError for what cannot be read or does not fit.
+    processor; evs, progress: as of `omni.long_video`. fps, frames: of videos to look at, a second or in all. think:
+    only for models whose template says it before the files; ask alike. Raises ValueError for what
+    cannot be read or does not fit.
     """
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
     return read_long(
         reader,
         processor,
-        [{"role": "user", "content": _parts(new, processor)}],
+        [{"role": "user", "content": _parts(new, processor, _sampling(fps, frames))}],
         evs=evs,
         memory=memory and memory.fork(),
         progress=progress,
@@ -166,10 +176,28 @@ def _is_memory(file: Any) -> bool:
     return isinstance(file, Memory) or (isinstance(file, str | Path) and str(file).endswith(".omni"))
 
 
-def _parts(files: Sequence[Any], processor: OmniProcessor) -> list[dict[str, Any]]:
-    """As parts of a message. What is no path is taken whole or fetched now: reading may go through it twice."""
-    held = []
+def _sampling(fps: float | None, frames: int | None) -> dict[str, Any]:
+    if fps is not None and frames is not None:
+        raise ValueError(f"ingest: fps {fps} and frames {frames} came; want one of them")
+    if frames is not None:
+        return {"sampling": {"frames": frames}}
+    return {} if fps is None else {"fps": fps}
+
+
+def _parts(
+    files: Sequence[Any], processor: OmniProcessor, sampling: Mapping[str, Any] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """As parts of a message. What is no path is taken whole or fetched now: reading may go through it twice.
+
+    sampling: of those that are videos.
+    """
+    parts: list[dict[str, Any]] = []
     for file in files:
         once = not isinstance(file, str | Path) or "://" in str(file)[:8]
-        held.append(open_source(file, processor.limits) if once else str(file))
-    return [{"type": "file", "path": file} for file in held]
+        held = open_source(file, processor.limits) if once else str(file)
+        parts.append({"type": "file", "path": held})
+        if sampling:
+            source = open_source(held, processor.limits)
+            if sniff(source) == "video" and probe(source, processor.limits).has_video:
+                parts[-1] = {"type": "video", "path": held, **sampling}
+    return parts

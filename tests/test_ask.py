@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -161,3 +162,37 @@ def test_files_in_memory_are_taken_once_and_settings_are_checked_before_reading(
         omni.ask("What?", clip, "talk.omni", model=conversant)
     with pytest.raises(ValueError, match="state a larger one"):
         omni.ask("What? " * 50, model=conversant, context=100)
+
+
+WRONG = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import omni, conversations
+for settings in (
+    {"choices": "yes"}, {"choices": []}, {"choices": [1]}, {"schema": False}, {"schema": {"enum": [{1}]}},
+    {"draft": "fast"}, {"seed": "x"}, {"stop": [3.5]}, {"question": " "},
+):
+    try:
+        omni.ask(settings.pop("question", "What?"), model=(conversations.MODEL, conversations.PROCESSOR), **settings)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_settings_of_another_type_are_refused_by_what_was_wanted() -> None:
+    """In a process whose types nobody checks."""
+    run = [sys.executable, "-c", WRONG, str(Path(__file__).parent)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    wanted = (
+        "choices 'yes' came; want a list",
+        "choices [] came; want a list",
+        "(1,) came as choices; want a list of texts",
+        "False came as a schema; want a mapping",
+        "the schema is not plain JSON",
+        "a draft of 'fast' tokens; want 0 to",
+        "the seed is 'x'; want a whole number",
+        "3.5 came among `stop`; want strings",
+        "the question is empty",
+    )
+    for line, words in zip(done.stdout.splitlines(), wanted, strict=True):
+        assert words in line
