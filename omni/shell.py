@@ -73,6 +73,9 @@ class Commands(TyperGroup):
         self._invoked = False
         try:
             return super().main(*args, **kwargs)
+        except KeyboardInterrupt:
+            warn("interrupted")
+            sys.exit(130)
         except SystemExit as end:
             if end.code == 130 and not self._invoked:
                 warn("interrupted")

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import omni
 from omni.cli import app
 from omni.load import OmniProcessor
+from omni.receipt import Receipt
 from processors.batch import Media
 
 MOST = 12
@@ -196,3 +197,26 @@ def test_settings_of_another_type_are_refused_by_what_was_wanted() -> None:
     )
     for line, words in zip(done.stdout.splitlines(), wanted, strict=True):
         assert words in line
+
+
+def test_json_is_printed_though_its_receipt_cannot_be_saved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Receipt, path: Path) -> None:
+        raise ValueError("receipt: no room")
+
+    monkeypatch.setattr(Receipt, "save", full)
+    options = ("--model", folder, "--no-think", "--choice", "yes", "--choice", "no", "--json")
+    code, text = run("What?", *options, "--receipt", tmp_path / "a.json")
+    values, error = text.splitlines()
+    assert (code, error) == (2, "receipt: no room")
+    assert json.loads(values)["text"] in ("yes", "no")
+
+
+def test_a_video_is_looked_at_as_often_as_was_asked_and_other_files_as_ever(conversant: Loaded, clip: Path) -> None:
+    sound = made_clips.clip(clip.parent / "tone.wav", sound="pcm_s16le", picture=False)
+    for settings, frames in (({"frames": 8}, 8), ({"fps": 0.5}, 20), ({}, 40)):
+        film, tone = omni.ingest(clip, sound, model=conversant, **settings).given.items
+        assert (film.details["frames"], tone.kind) == (frames, "audio")
+    with pytest.raises(ValueError, match="want one of them"):
+        omni.ingest(clip, model=conversant, fps=1.0, frames=3)
