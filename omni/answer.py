@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral
 from random import SystemRandom
 from typing import Any, Literal
 
@@ -35,6 +36,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens is {self.max_new_tokens}; want at least 1")
+        if self.seed is not None and not isinstance(self.seed, Integral):
+            raise ValueError(f"generate: the seed is {self.seed!r}; want a whole number, or None for a fresh one")
+        wrong = [mark for mark in self.stop if not isinstance(mark, str | Integral)]
+        if wrong:
+            raise ValueError(f"generate: {wrong[0]!r} came among `stop`; want strings and token ids")
         if "" in self.stop:
             raise ValueError("generate: an empty stop string came; leave it out")
 

@@ -6,9 +6,11 @@ omni.ingest("talk.mp4").save("talk.omni"); omni.ask("Who speaks?", "talk.omni").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 from omni.answer import Result
@@ -17,6 +19,9 @@ from omni.load import OmniProcessor, load
 from omni.long_video import Progress, read_long
 from omni.memory import Memory
 from omni.model import OmniModel
+from processors.container import probe
+from processors.processor import CUT
+from processors.source import open_source, sniff
 
 
 @lru_cache(maxsize=2)
@@ -34,6 +39,7 @@ def ask(
     model: Model = "tiny",
     think: bool = True,
     budget: int | None = None,
+    effort: str | None = None,
     context: int | None = None,
     stream: Literal[False] = False,
     **settings: Any,
@@ -47,6 +53,7 @@ def ask(
     model: Model = "tiny",
     think: bool = True,
     budget: int | None = None,
+    effort: str | None = None,
     context: int | None = None,
     stream: Literal[True],
     **settings: Any,
@@ -59,37 +66,67 @@ def ask(
     model: Model = "tiny",
     think: bool = True,
     budget: int | None = None,
+    effort: str | None = None,
     context: int | None = None,
     stream: bool = False,
     **settings: Any,
 ) -> Result | Stream:
-    """Ask about pictures, PDFs, videos and sounds: paths, bytes, or data URIs.
+    """Ask about pictures, PDFs, videos and sounds: paths, bytes, or data URIs; read at bounded memory, however long.
 
     The first may be a memory (`ingest`), or a file of one (.omni). model: a name or folder (loaded once and kept), or
-    what `omni.load` gave. think: whether to think before answering, for at most about `budget` tokens. context: tokens
-    that the prompt may take. settings: as of `model.generate`. Raises ValueError for what cannot be read or does not
-    fit.
+    what `omni.load` gave. think: whether to think before answering, for at most about `budget` tokens; the prompt does
+    not tell the model of the budget, so that an answer is the same behind files and behind a memory of them. effort:
+    low, medium or high, where the template has it. context: tokens that the prompt may take; files leave 256 to the
+    question, or as many as it needs. settings: as of `model.generate`. Raises ValueError for what cannot be read or
+    does not fit.
     """
+    if not question.strip():
+        raise ValueError("ask: the question is empty; say what you want to know")
+    choices = settings.get("choices", ("",))
+    if isinstance(choices, str) or not choices:
+        raise ValueError(f"ask: choices {choices!r} came; want a list of texts, such as ['yes', 'no']")
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
-    think = think and budget != 0
     memory, new = _remembered(files, reader)
-    content = [*_parts(new), {"type": "text", "text": question}]
+    chat: dict[str, Any] = {"enable_thinking": think and budget != 0}
+    if effort is not None:
+        chat["effort"] = effort
+    budget = budget if chat["enable_thinking"] else 0
+    text: Any = [{"type": "text", "text": question}]
+    batch = processor([{"role": "user", "content": text}], context=context, **chat)
+    pieces = reader.generate(batch, thinking_budget=budget, stream=True, **settings)  # refuses what does not fit
+    if new:
+        chat_and_reserve = {**chat, "reserve": max(256, len(batch.tokens))}
+        memory = _read(reader, processor, new, memory, context, bool(settings.get("draft")), **chat_and_reserve)
     if memory is not None:
         left = None if context is None else context - memory.tokens
-        batch = processor.ask(content, after=memory.given, enable_thinking=think, context=left)
-    else:
-        batch = processor(
-            [{"role": "user", "content": content}],
-            context=context,
-            enable_thinking=think,
-            reasoning_budget=budget if think else None,
-        )
-    pieces = reader.generate(batch, thinking_budget=budget if think else 0, memory=memory, stream=True, **settings)
+        batch = processor.ask(text, after=memory.given, context=left, **chat)
+        pieces = reader.generate(batch, thinking_budget=budget, memory=memory, stream=True, **settings)
     assert isinstance(pieces, Stream)
     if stream:
         return pieces
     (result,) = pieces.results
     return result
+
+
+def _read(
+    model: OmniModel,
+    processor: OmniProcessor,
+    files: Sequence[Any],
+    memory: Memory | None,
+    context: int | None,
+    draft: bool,
+    **settings: Any,
+) -> Memory:
+    """Files behind what was read, for one question alone: an answer's seconds are then those of the reading too."""
+    start, spent = time.perf_counter(), dict(memory.seen.memory) if memory else {}
+    before: Mapping[str, Any] = memory.given.calls[-1].arguments if memory and memory.given.calls else {}
+    kept = {name: value for name, value in before.items() if name not in CUT}
+    left = None if context is None else context - (memory.tokens if memory else 0)
+    memory = memory.fork() if memory else Memory.ingest(model, [], draft)
+    wanted = {**kept, **settings, "context": left}
+    read_long(model, processor, [{"role": "user", "content": _parts(files, processor)}], memory=memory, **wanted)
+    memory.charge(spent, time.perf_counter() - start)
+    return memory
 
 
 def ingest(
@@ -98,21 +135,24 @@ def ingest(
     context: int | None = None,
     video_pruning_rate: float | None = None,
     evs: str = "exact",
+    fps: float | None = None,
+    frames: int | None = None,
     think: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> Memory:
     """Read pictures, PDFs, videos and sounds once, to be asked about again and again; at bounded memory, however long.
 
     Where the first is a memory, or a file of one, the others are read behind it. context, video_pruning_rate: as of the
-    processor; evs, progress: as of `omni.long_video`. think: only for models whose template says it before the files.
-    Raises ValueError for what cannot be read or does not fit.
+    processor; evs, progress: as of `omni.long_video`. fps, frames: of videos to look at, a second or in all. think:
+    only for models whose template says it before the files; ask alike. Raises ValueError for what
+    cannot be read or does not fit.
     """
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
     return read_long(
         reader,
         processor,
-        [{"role": "user", "content": _parts(new)}],
+        [{"role": "user", "content": _parts(new, processor, _sampling(fps, frames))}],
         evs=evs,
         memory=memory and memory.fork(),
         progress=progress,
@@ -125,10 +165,39 @@ def ingest(
 def _remembered(files: Sequence[Any], model: OmniModel) -> tuple[Memory | None, list[Any]]:
     """The memory that the files begin with, and the others."""
     first, *others = files or [None]
-    if isinstance(first, str | Path) and str(first).endswith(".omni"):
+    if any(map(_is_memory, others)):
+        raise ValueError("ask: a memory stands behind other files; a memory goes first, and only one")
+    if _is_memory(first) and not isinstance(first, Memory):
         first = Memory.load(first, model)
     return (first, others) if isinstance(first, Memory) else (None, list(files))
 
 
-def _parts(files: Sequence[Any]) -> list[dict[str, Any]]:
-    return [{"type": "file", "path": str(file) if isinstance(file, Path) else file} for file in files]
+def _is_memory(file: Any) -> bool:
+    return isinstance(file, Memory) or (isinstance(file, str | Path) and str(file).endswith(".omni"))
+
+
+def _sampling(fps: float | None, frames: int | None) -> dict[str, Any]:
+    if fps is not None and frames is not None:
+        raise ValueError(f"ingest: fps {fps} and frames {frames} came; want one of them")
+    if frames is not None:
+        return {"sampling": {"frames": frames}}
+    return {} if fps is None else {"fps": fps}
+
+
+def _parts(
+    files: Sequence[Any], processor: OmniProcessor, sampling: Mapping[str, Any] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """As parts of a message. What is no path is taken whole or fetched now: reading may go through it twice.
+
+    sampling: of those that are videos.
+    """
+    parts: list[dict[str, Any]] = []
+    for file in files:
+        once = not isinstance(file, str | Path) or "://" in str(file)[:8]
+        held = open_source(file, processor.limits) if once else str(file)
+        parts.append({"type": "file", "path": held})
+        if sampling:
+            source = open_source(held, processor.limits)
+            if sniff(source) == "video" and probe(source, processor.limits).has_video:
+                parts[-1] = {"type": "video", "path": held, **sampling}
+    return parts

@@ -13,16 +13,17 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
+from omni.cli_ask import ask
 from omni.cli_bench import bench
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.cli_train import train
-from omni.shell import console, fail, size
+from omni.shell import Commands, console, fail, size
 
 app = typer.Typer(
     help="Ask any document, long video or sound a question, on any machine.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -192,52 +193,7 @@ def plan(
     console.print(f"state after the prompt: {size(made.cache_bytes)}")
 
 
-@app.command()
-def ask(
-    what: Annotated[
-        list[str], typer.Argument(metavar="[FILE]... QUESTION", help="pictures, PDFs, videos, sounds, or a memory")
-    ],
-    model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
-    think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = True,
-    budget: Annotated[int | None, typer.Option(help="tokens to think, 0: none")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="thinking and answer together")] = 1024,
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="of the random numbers")] = None,
-    receipt: Annotated[Path | None, typer.Option(help="what the model was given, as a page (.html) or .json")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """Ask a question about files, or about what `omni ingest` kept; the answer comes as it is written."""
-    from omni.ask import ask as begin
-
-    *files, question = what
-    try:
-        pieces = begin(
-            question,
-            *files,
-            model=model,
-            think=think,
-            budget=budget,
-            stream=True,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
-        for piece in pieces:
-            if not as_json:
-                console.print(Text(piece.text, style="dim" if piece.thinking else ""), end="", soft_wrap=True)
-        (result,) = pieces.results
-        if receipt is not None:
-            result.receipt.save(receipt)
-    except ValueError as error:
-        fail(str(error))
-    if as_json:
-        typer.echo(json.dumps(result.to_dict()))
-        return
-    console.print()
-    if result.stopped == "length":
-        typer.secho(f"cut off after {max_new_tokens} tokens; --max-new-tokens allows more", err=True, fg="yellow")
-
-
+app.command()(ask)
 app.add_typer(bench, name="bench")
 app.command()(ingest)
 app.command()(listen)

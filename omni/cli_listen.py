@@ -7,15 +7,15 @@ import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from io import RawIOBase
 from pathlib import Path
 from queue import Empty, Queue
+from select import select
 from typing import Annotated, Any
 
-import torch
 import typer
-from rich.markup import escape
 
-from omni.shell import console, fail, size
+from omni.shell import check_output, fail, show, size, warn
 
 PIECE = 0.5  # seconds of sound taken in at a time
 AHEAD = 64  # pieces and questions that may wait: past that a pipe waits too
@@ -43,11 +43,22 @@ def listen(
 
     Ctrl-C ends the sound: what is left is written down, the last questions are answered, the memory is kept.
     """
+    seconds = {"chunk": (chunk, 0.08), "partial": (partial, 0)}
+    numbers = {**seconds, "channels": (channels, 1), "rate": (rate, 1), "ahead": (ahead, 0)}
+    for option, (value, least) in numbers.items():
+        if value is not None and not value >= least:
+            fail(f"listen: --{option} {value} came; want at least {least}")
+    if output is not None:
+        check_output("--output", output, (".omni",))
+
+    import torch
+
     from omni.ear import window
     from omni.listen import WRITTEN, Listener
     from omni.load import load
     from processors import stream
 
+    stopped = threading.Event()
     try:
         reader, processor = load(model)
         listener = Listener(
@@ -57,45 +68,110 @@ def listen(
             transcript=WRITTEN if transcript else None,
             keep=None if keep is None else 60 * keep,
         )
-        pieces = stream.microphone(PIECE, device) if microphone else stream.sound_chunks(_pipe(), PIECE, rate, channels)
-        told = Told(as_json, f"up to {listener.ear.latency:.1f} s behind")
-        for kind, value in _events(pieces, _lines(questions)):
-            if kind == "question":
-                told.answer(listener.seconds, value, listener.ask(value).text)
-                continue
-            told.lines(listener.hear(value.samples))
-            if partial and told.due(listener.seconds, partial):
-                told.partial(listener.partial())
-        told.lines(listener.hear(torch.zeros(0), last=True))
-        for question in ask or []:
-            told.answer(listener.seconds, question, listener.ask(question).text)
-        if output is not None:
-            listener.memory.save(output)
     except ValueError as error:
         fail(str(error))
+    pipe = Pipe(getattr(sys.stdin.buffer, "raw", sys.stdin.buffer), stopped)
+    pieces = stream.microphone(PIECE, device) if microphone else stream.sound_chunks(pipe, PIECE, rate, channels)
+    told = Told(as_json, f"up to {listener.ear.latency:.1f} s behind")
+
+    def answer(question: str) -> None:
+        try:
+            told.answer(listener.seconds, question, listener.ask(question).text)
+        except ValueError as error:
+            warn(f"{question!r} is not answered: {error}")
+
+    broken: Exception | None = None
+    for kind, value in _events(pieces, _lines(questions), stopped, patience=0.2 if microphone else 2.0):
+        try:
+            if kind == "sound":
+                told.lines(listener.hear(value.samples))
+                if partial and told.due(listener.seconds, partial):
+                    told.partial(listener.partial())
+            elif kind == "question":
+                answer(value)
+            elif kind == "broken sound":
+                raise value
+            else:
+                why = getattr(value, "strerror", None) or value
+                warn(f"--questions {questions}: {why}; the sound goes on without them")
+        except (ValueError, OSError) as error:
+            broken = error
+            stopped.set()
+    if broken is not None and not listener.seconds:
+        fail(str(broken))
+    if broken is not None:
+        warn(f"{broken}; what was heard until then is kept", "red")
+    told.lines(listener.hear(torch.zeros(0), last=True))
+    for question in ask or []:
+        answer(question)
+    if output is not None:
+        try:
+            listener.memory.save(output)
+        except ValueError as error:
+            fail(str(error))
     told.end(listener.seconds, listener.memory.tokens, listener.nbytes)
+    if broken is not None:
+        raise typer.Exit(1)
 
 
-def _pipe() -> Any:
-    """Standard input without its buffer, whose lock a thread that waits for sound would hold when the program ends."""
-    return getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
+class Pipe(RawIOBase):
+    """Standard input that ends once `stopped` is set, so that a decoder hands out the last piece of a second.
+
+    Without the buffer of sys.stdin, whose lock a thread that waits for sound would hold when the program ends.
+    """
+
+    def __init__(self, pipe: Any, stopped: threading.Event) -> None:
+        self._pipe, self._stopped = pipe, stopped
+        try:
+            self._waits = [pipe.fileno()]
+        except OSError:
+            self._waits = []  # bytes in memory
+
+    def read(self, size: int = -1) -> bytes:
+        """What has come, at most `size` bytes; nothing at the end."""
+        while not self._stopped.is_set():
+            if not self._waits or select(self._waits, [], [], 0.1)[0]:
+                return self._pipe.read(size) or b""
+        return b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._pipe.seekable()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._pipe.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._pipe.tell()
 
 
 def _lines(path: Path | None) -> Iterator[str]:
-    """Questions, as they are written."""
+    """Questions, as they are written; a line that is no text is left out."""
     if path is None:
         return
-    with path.open() as file:
-        yield from (line.strip() for line in file if line.strip())
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                question = line.decode().strip()
+            except UnicodeDecodeError:
+                warn(f"--questions {path}: a line is no UTF-8 and is left out: {line!r:.60}")
+                continue
+            if question:
+                yield question
 
 
-def _events(pieces: Iterable[Any], questions: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Pieces of sound and questions in the order in which they come, until the sound ends or Ctrl-C ends it."""
+def _events(
+    pieces: Iterable[Any], questions: Iterable[str], stopped: threading.Event, patience: float = 2.0
+) -> Iterator[tuple[str, Any]]:
+    """Pieces of sound and questions in the order in which they come, and the errors that end them, until the sound ends
+    and the questions that wait are told. Ctrl-C sets `stopped`: the sound then has `patience` seconds to end.
+    """
     queue: Queue[tuple[str, Any]] = Queue(AHEAD)
-    stopped = threading.Event()
 
     def stop(*_: Any) -> None:
-        typer.secho("interrupted; the sound ends here", err=True, fg="yellow")
+        warn("interrupted; the sound ends here")
         stopped.set()
         signal.signal(signal.SIGINT, before)  # once more, and it ends at once
 
@@ -103,25 +179,28 @@ def _events(pieces: Iterable[Any], questions: Iterable[str]) -> Iterator[tuple[s
         try:
             for thing in things:
                 queue.put((kind, thing))
+        except Exception as error:
+            queue.put((f"broken {kind}", error))
+        finally:
             queue.put(("end", kind))
-        except (ValueError, OSError) as error:
-            queue.put(("broken", error))
 
     for kind, things in (("question", questions), ("sound", pieces)):
         threading.Thread(target=feed, args=(kind, things), daemon=True).start()
-    before = signal.signal(signal.SIGINT, stop)
+    before, going, idle = signal.signal(signal.SIGINT, stop), {"question", "sound"}, 0.0
     try:
-        while not stopped.is_set():
+        while going:
             try:
                 kind, value = queue.get(timeout=0.1)
             except Empty:
+                idle += 0.1
+                if ("sound" not in going and idle > 0.15) or (stopped.is_set() and idle > patience):
+                    return
                 continue
-            if kind == "broken":
-                raise ValueError(str(value)) from None
-            if kind != "end":
+            idle = 0.0
+            if kind == "end":
+                going.discard(value)
+            else:
                 yield kind, value
-            elif value == "sound":
-                return
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -144,30 +223,32 @@ class Told:
     def lines(self, lines: Iterable[Any]) -> None:
         """Complete lines of the transcript; silent ones are left out."""
         for line in lines:
-            if line.text:
-                self._print("line", f"[bold]{_clock(line.start)}[/bold]  {escape(line.text)}", **_values(line))
+            if line.text and not self._told("line", **_values(line)):
+                show(f"{_clock(line.start)}  ", "bold", end="")
+                show(line.text)
 
     def partial(self, line: Any) -> None:
         """A line that is still open."""
-        if line is not None and line.text:
-            self._print("partial", f"[dim]{_clock(line.start)}  {escape(line.text)} …[/dim]", **_values(line))
+        if line is not None and line.text and not self._told("partial", **_values(line)):
+            show(f"{_clock(line.start)}  {line.text} …", "dim")
 
     def answer(self, seconds: float, question: str, text: str) -> None:
         """A question and its answer, for what was heard until then."""
-        shown = f"[cyan]{_clock(seconds)}  {escape(question)}[/cyan]\n{escape(text)}"
-        self._print("answer", shown, at=round(seconds, 2), question=question, text=text)
+        if not self._told("answer", at=round(seconds, 2), question=question, text=text):
+            show(f"{_clock(seconds)}  {question}", "cyan")
+            show(text)
 
     def end(self, seconds: float, tokens: int, nbytes: int) -> None:
         """What it came to."""
-        shown = f"[dim]{_clock(seconds)} heard, {tokens} tokens, a state of {size(nbytes)}[/dim]"
-        self._print("end", shown, seconds=round(seconds, 2), tokens=tokens, state_bytes=nbytes)
+        if not self._told("end", seconds=round(seconds, 2), tokens=tokens, state_bytes=nbytes):
+            show(f"{_clock(seconds)} heard, {tokens} tokens, a state of {size(nbytes)}", "dim", aside=True)
 
-    def _print(self, kind: str, shown: str, **values: Any) -> None:
+    def _told(self, kind: str, **values: Any) -> bool:
+        """Print it as a JSON line, if that is wanted."""
         if self.as_json:
             typer.echo(json.dumps({"kind": kind, **values}))
             sys.stdout.flush()
-        else:
-            console.print(shown, highlight=False)
+        return self.as_json
 
 
 def _values(line: Any) -> dict[str, Any]:

@@ -124,6 +124,11 @@ class TextStream:
         self.hit: str | None = None  # the mark that ended the stream
         self.rest = ""  # what came behind it
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing but blanks came."""
+        return not (self.text + self._held).strip()
+
     def feed(self, piece: str) -> str:
         """Take in a piece, return what can be shown now."""
         self._held += piece

@@ -34,7 +34,8 @@ from processors.batch import Batch
 class Request:
     """A conversation on its way through an engine.
 
-    result: once it is done. seconds: spent so far by stage; what a stage does for several at once counts for each.
+    result: once it is done. error: what ended it, where it could not be read or written; what came before it is in its
+    result. seconds: spent so far by stage; what a stage does for several at once counts for each.
     """
 
     batch: Batch
@@ -47,6 +48,7 @@ class Request:
     hidden: Tensor | None = None  # the hidden states before them
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "prefill": 0.0, "decode": 0.0})
     result: Result | None = None
+    error: ValueError | None = None
 
 
 class Engine:
@@ -61,6 +63,7 @@ class Engine:
     ) -> None:
         self.model, self.codec, self.limit = model, codec_of(model), limit
         self.depth = Depth.of(draft, model)
+        self._first = int(self.depth)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self._state: State | None = None  # of those that run, in their order
@@ -94,8 +97,11 @@ class Engine:
             prefix.drafter = Drafter.new(self.model)  # it knows nothing of what was read before
         prompt = [*prefix.tokens.tolist(), *batch.tokens.tolist()]
         writer = Writer((settings or Settings()).seeded(), self.codec, prompt, sequence)
-        self.waiting.append(Request(batch, writer, prefix, features, time.perf_counter()))
-        return self.waiting[-1]
+        began = time.perf_counter() - prefix.spent.get("all", 0.0)
+        request = Request(batch, writer, prefix, features, began)
+        request.seconds |= {stage: seconds for stage, seconds in prefix.spent.items() if stage != "all"}
+        self.waiting.append(request)
+        return request
 
     def cancel(self, request: Request) -> None:
         """Take a request out, wherever it is; its result is what was written so far."""
@@ -107,10 +113,17 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
-        """Read a cell, write a round; the text that can be shown now."""
+        """Read a cell, write a round; the text that can be shown now. A request that cannot be read or written ends
+        with its `error`; the others go on.
+        """
         pieces: list[Piece] = []
         if self.waiting and (self.limit is None or len(self.running) < self.limit):
-            pieces += self._read(self.waiting[0])
+            request = self.waiting[0]
+            try:
+                pieces += self._read(request)
+            except ValueError as error:
+                request.error = error
+                self.cancel(request)
         if self.running:
             pieces += self._write()
         self._let_go()
@@ -142,7 +155,7 @@ class Engine:
     def _write(self) -> list[Piece]:
         """A round: draft, read the last token and the drafts in one pass, keep what is right, take back the rest."""
         with _timed(self.running, "decode"):
-            drafts = self._draft(int(self.depth))
+            drafts = self._draft(self._depth)
             rows = 1 + len(drafts[0])
             tokens = [[r.writer.tokens[-1], *(d.token for d in ds)] for r, ds in zip(self.running, drafts, strict=True)]
             embeddings = self.model.look_up(torch.tensor(tokens).flatten())
@@ -151,6 +164,14 @@ class Engine:
             pieces, counts = self._choose(self.running, hidden, drafts)
             self._state.rewind([rows - count for count in counts])
         return pieces
+
+    @property
+    def _depth(self) -> int:
+        """Drafts this round. They decide which random numbers are drawn, so where anyone samples, what the others'
+        drafts were worth may not change their number.
+        """
+        sampled = any(not request.writer.settings.sampling.greedy for request in self.running)
+        return self._first if sampled else int(self.depth)
 
     def _draft(self, depth: int) -> list[list[Draft]]:
         """Drafts for each that runs."""
@@ -183,9 +204,13 @@ class Engine:
         for i, request in enumerate(requests):
             mine, drafted = slice(i * rows, (i + 1) * rows), drafts[i] if drafts else []
             before = len(request.writer.tokens)
-            pieces += request.writer.write(logits[mine], best[mine], drafted)
+            try:
+                pieces += request.writer.write(logits[mine], best[mine], drafted)
+            except ValueError as error:  # a grammar that leaves nothing to write
+                request.error = error
+                request.writer.cancel()
             written = request.writer.tokens[before:]
-            counts.append(len(written))
+            counts.append(max(1, len(written)))
             if self.depth.any:
                 self._remember(request, written, hidden[mine][: len(written)])
                 if drafts and not request.writer.stopped:

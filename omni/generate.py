@@ -19,19 +19,28 @@ class Stream(Iterator[Piece]):
     def __init__(self, engine: Engine, requests: list[Request]) -> None:
         self._engine, self._requests = engine, requests
         self._ready: deque[Piece] = deque()
+        self._failed: list[Request] = []
 
     def __next__(self) -> Piece:
         while not self._ready:
             if not self._engine.busy:
                 raise StopIteration
-            self._ready.extend(self._engine.step())
+            self._step()
         return self._ready.popleft()
+
+    def _step(self) -> None:
+        """Raises what ended a sequence, once; the others can be gone on with."""
+        self._ready.extend(self._engine.step())
+        for request in self._requests:
+            if request.error is not None and request not in self._failed:
+                self._failed.append(request)
+                raise request.error
 
     @property
     def results(self) -> list[Result]:
         """The answers, in the batch's order; what is still to be written is written first."""
         while self._engine.busy:
-            self._ready.extend(self._engine.step())
+            self._step()
         return [request.result for request in self._requests if request.result]
 
     @property

@@ -27,11 +27,24 @@ def _prepared(codec: Codec) -> LLTokenizer:
 
 
 def grammar_of(schema: Mapping[str, Any] | None, choices: Sequence[str]) -> str | None:
-    """A JSON schema, or a list of choices, as a grammar; None for neither. Raises ValueError for both."""
+    """A JSON schema, or a list of choices, as a grammar; None for neither. Raises ValueError for both, and for what is
+    no schema or no text.
+    """
     if schema is not None and choices:
         raise ValueError("grammar: a schema and choices came; give one of them")
     if schema is not None:
-        return LLMatcher.grammar_from_json_schema(json.dumps(dict(schema)), overrides={"whitespace_pattern": SPACE})
+        if not isinstance(schema, Mapping):
+            raise ValueError(f"grammar: {schema!r:.80} came as a schema; want a mapping such as {{'type': 'object'}}")
+        try:
+            text = json.dumps(dict(schema))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"grammar: the schema is not plain JSON ({error}); want texts, numbers and lists"
+            ) from None
+        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
+    wrong = [choice for choice in choices if not isinstance(choice, str)]
+    if isinstance(choices, str) or wrong:
+        raise ValueError(f"grammar: {choices!r:.80} came as choices; want a list of texts")
     if choices:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
     return None

@@ -181,6 +181,7 @@ class Listener:
                 "seconds": round(self.seconds if seconds is None else seconds, 2),
                 "window": asdict(self.ear.encode.window),
                 "levels": asdict(self.ear.mels.levels),
+                "keep_tokens": self._keep,
             },
         )
         return replace(self._given, items=(item,))

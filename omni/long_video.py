@@ -9,6 +9,7 @@ changes any more. Source: EVS (arXiv 2510.14624); the two passes and the causal 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,12 +72,18 @@ def read_long(
 
     report = progress or (lambda progress: None)
     pruning = Exact() if evs == "exact" else Causal()
+    encoding = 0.0
     if isinstance(pruning, Exact):
         for piece in processor.pieces(messages, scout=True, **settings):
+            start = time.perf_counter()
             pruning.score(piece, _tubelets(model.encode(_unpruned(piece)), piece))
+            encoding += time.perf_counter() - start
             report(Progress(piece=piece, scored=True, memory=memory))
     for piece in processor.pieces(messages, **settings):
-        memory.append(piece.batch, _pruned(model.encode(_unpruned(piece)), piece, pruning))
+        start = time.perf_counter() - encoding
+        features = _pruned(model.encode(_unpruned(piece)), piece, pruning)
+        memory.append(piece.batch, features, time.perf_counter() - start)
+        encoding = 0.0
         report(Progress(piece=piece, scored=False, memory=memory))
     return memory
 

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,11 @@ class Memory:
         return memory
 
     @torch.no_grad()
-    def append(self, batch: Batch, features: Features | None = None) -> None:
+    def append(self, batch: Batch, features: Features | None = None, encoding: float = 0.0) -> None:
         """Read on: what follows in the same conversation. Interrupted, the memory is as it was before.
 
-        features: of its media, where they are encoded already. Raises ValueError unless the batch is one sequence.
+        features: of its media, where they are encoded already, which took `encoding` seconds. Raises ValueError unless
+        the batch is one sequence.
         """
         if len(batch) != 1:
             raise ValueError(f"memory: a batch of {len(batch)} conversations came; ingest them one by one")
@@ -70,7 +72,16 @@ class Memory:
             while prefix.advance(self.model):
                 pass
             done = time.perf_counter()
-            prefix.seen = prefix.seen.ingested({"encode": encoded - start, "prefill": done - encoded})
+            prefix.seen = prefix.seen.ingested({"encode": encoding + encoded - start, "prefill": done - encoded})
+
+    def charge(self, before: Mapping[str, int | float], seconds: float) -> None:
+        """What was read since `before` (`seen.memory` then) is for the next questions alone, and took so many seconds:
+        an answer's receipt counts it as the answer's own, not as a memory's.
+        """
+        seen, spent = self.seen, self.seen.memory
+        own = {stage: spent.get(stage, 0.0) - before.get(stage, 0.0) for stage in ("encode", "prefill")}
+        self._prefix.spent = {**own, "all": seconds}
+        self._prefix.seen = replace(seen, memory=before)
 
     def fork(self) -> Memory:
         """A copy: what one reads later, the other does not know."""
@@ -98,7 +109,10 @@ class Memory:
         """
         if not self.given.calls:
             raise ValueError("memory: its batches were made by hand and have no record; use processor.ingest")
-        return key_of([self.given.key, self.model.identity.fingerprint, VERSION, self.kv_error])
+        live = [
+            item.details for item in self.given.items if "window" in item.details
+        ]  # the same sound, heard otherwise
+        return key_of([self.given.key, self.model.identity.fingerprint, VERSION, self.kv_error, live])
 
     @property
     def tokens(self) -> int:
@@ -178,6 +192,9 @@ class Memory:
             drafter,
             Seen.from_dict(header["seen"]),
         )
+        if header["kv"] != "exact":
+            stored = {"kv": header["kv"], "kv_error": header["kv_error"]}
+            prefix.seen = replace(prefix.seen, stored=stored)
         _restore(prefix.state, "backbone", tensors)
         prefix.state.advance([len(prefix.tokens) - len(prefix.unread)])
         return cls(model, prefix, header["kv_error"])

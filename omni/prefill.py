@@ -7,6 +7,7 @@ the same state bit for bit. What lies behind the last line of the grid stays unr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,7 @@ class Prefix:
 
     state: at the last line of the grid. tokens: all ids so far, read or not. unread: embeddings behind the line.
     drafter: what the multi-token head has read of it (None: nobody will draft). seen: what it was made of.
+    spent: seconds by stage that its reading took of the answer's own time.
     """
 
     state: State
@@ -36,6 +38,7 @@ class Prefix:
     unread: Float[Tensor, "unread width"]
     drafter: Drafter | None = None
     seen: Seen = field(default_factory=Seen)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def new(cls, model: LanguageModel, draft: bool = False) -> Prefix:
@@ -70,7 +73,7 @@ class Prefix:
     def fork(self) -> Prefix:
         """A copy that goes its own way."""
         drafter = self.drafter and self.drafter.fork()
-        return Prefix(self.state.clone(), self.tokens, self.unread, drafter, self.seen)
+        return Prefix(self.state.clone(), self.tokens, self.unread, drafter, self.seen, self.spent)
 
     def _read(self, model: LanguageModel, count: int) -> Tensor:
         embeddings, self.unread = self.unread[:count], self.unread[count:]

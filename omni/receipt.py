@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
-from omni.answer import Result
+from omni.answer import Result, Settings
 from omni.codec import Codec
 from omni.identity import Identity
 from omni.receipt_page import page
+from omni.sampling import Sampling
 from omni.seen import Seen
 
 FORMAT, VERSION = "omni receipt", 1
@@ -106,6 +108,11 @@ class Receipt:
                 f"receipt: {values.get('format')!r} of version {values.get('version')} came; want {FORMAT!r} of "
                 f"version {VERSION}, as --receipt receipt.json writes it"
             )
+        missing = _missing(values)
+        if missing:
+            raise ValueError(
+                f"receipt: it has no {', '.join(missing)}; pass the file as --receipt receipt.json wrote it"
+            )
         try:
             return cls(
                 seen=Seen.from_dict(values["seen"]),
@@ -134,12 +141,40 @@ class Receipt:
         return page(self.seen, self.ids, self.pieces, self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """By its suffix, .json or .html. Raises ValueError for another one, or where it cannot be written."""
+        """By its suffix, .json or .html. Written whole or not at all. Raises ValueError for another suffix, or
+        where it cannot be written.
+        """
         path = Path(path)
         if path.suffix not in (".json", ".html"):
             raise ValueError(f"receipt: {path} ends in {path.suffix or 'nothing'}; want .json or .html")
         text = self.to_html() if path.suffix == ".html" else json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+        part = path.with_name(f".{path.name}.{token_hex(4)}.part")
         try:
-            path.write_text(text)
+            part.write_bytes(
+                text.encode(errors="backslashreplace")
+            )  # a file's name may be no UTF-8; JSON reads it back
+            part.replace(path)
         except OSError as error:
             raise ValueError(f"receipt: {path} cannot be written ({error.strerror}); choose another place") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """Fields that a receipt needs and these values lack, by dotted names."""
+    settings = [field.name for field in fields(Settings)]
+    wanted = {
+        "": ("seen", "prompt", "model", "settings", "answer", "seconds", "when"),
+        "prompt.": ("ids", "pieces"),
+        "answer.": ("text", "thinking", "tokens", "stopped"),
+        "settings.": (*settings, "draft"),
+        "settings.sampling.": tuple(field.name for field in fields(Sampling)),
+    }
+    found = list[str]()
+    for stem, names in wanted.items():
+        part: Any = values
+        for name in stem.split(".")[:-1]:
+            part = part.get(name, {}) if isinstance(part, Mapping) else {}
+        if not any(stem.startswith(f"{gone}.") for gone in found):
+            found += [f"{stem}{name}" for name in names if not isinstance(part, Mapping) or name not in part]
+    return found

@@ -244,9 +244,10 @@ def _remembered(seen: Seen) -> str:
     if not seen.memory:
         return ""
     spent = ", ".join(f"{STAGES.get(stage, stage)} {v:.2f} s" for stage, v in seen.memory.items() if stage != "tokens")
+    kept = f" Its keys and values were kept as {seen.stored['kv']}." if seen.stored else ""
     return (
         f"{int(seen.memory['tokens']):,} of the {seen.tokens:,} tokens came from a memory and cost nothing now; "
-        f"ingesting them took: {spent}."
+        f"ingesting them took: {spent}.{kept}"
     )
 
 

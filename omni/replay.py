@@ -37,6 +37,17 @@ def replay(receipt: Receipt, model: OmniModel, processor: Processor, files: Mapp
     given = receipt.seen.given
     if not given.calls:
         raise ValueError("replay: the prompt was a batch made by hand, its receipt does not say of what")
+    names = [item.name for item in given.items]
+    unknown = sorted(set(files or ()) - set(names))
+    if unknown:
+        raise ValueError(
+            f"replay: {', '.join(unknown)} is none of the receipt's files; want {', '.join(names) or 'none'}"
+        )
+    if any("window" in item.details for item in given.items):
+        raise ValueError(
+            "replay: it heard live sound, which came in its time and was not kept; save what was heard "
+            "(omni listen -o talk.omni) and ask that again"
+        )
     differences = _around(receipt, model, processor)
     batch, memory = _read(given, model, processor, _things(given, files or {}))
     (new,) = batch.given
@@ -71,6 +82,11 @@ def _around(receipt: Receipt, model: OmniModel, processor: Processor) -> list[st
         found.append(f"the model: weights {before.fingerprint[:12]} then, {now.fingerprint[:12]} now")
     if receipt.seen.given.processor != processor.identity:
         found.append("the processor: another tokenizer, template or rules")
+    if stored := receipt.seen.stored:
+        found.append(
+            f"the memory: its keys and values were kept as {stored['kv']} ({stored['kv_error']:.2%} off), now the "
+            "files are read anew"
+        )
     names = sorted(before.environment.keys() | now.environment.keys())
     pairs = [(name, before.environment.get(name, "none"), now.environment.get(name, "none")) for name in names]
     return found + [f"{name}: {then} then, {today} now" for name, then, today in pairs if then != today]

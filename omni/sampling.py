@@ -7,6 +7,7 @@ sampling, arXiv 2211.17192, theorem 1).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from random import Random
 
@@ -31,7 +32,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         fits = (
-            self.temperature >= 0
+            0 <= self.temperature < math.inf
             and (self.top_k is None or self.top_k >= 1)
             and (self.top_p is None or 0 < self.top_p <= 1)
             and (self.min_p is None or 0 <= self.min_p <= 1)
@@ -39,7 +40,8 @@ class Sampling:
         )
         if not fits:
             raise ValueError(
-                f"{self}: want temperature >= 0, top_k >= 1, 0 < top_p <= 1, 0 <= min_p <= 1, repetition_penalty > 0"
+                f"{self}: want 0 <= temperature < inf, top_k >= 1, 0 < top_p <= 1, 0 <= min_p <= 1, "
+                "repetition_penalty > 0"
             )
 
     @property
@@ -65,7 +67,8 @@ def distribution(logits: Float[Tensor, " vocabulary"], sampling: Sampling) -> Fl
         raise ValueError("sampling: every token is ruled out; a grammar and the banned ids leave nothing to write")
     if sampling.greedy:
         return torch.zeros_like(logits).index_fill_(0, torch.tensor([best], device=logits.device), 1.0)
-    logits = logits / sampling.temperature
+    scaled = (logits.double() - logits[best].double()) / sampling.temperature  # however small: the best one's stays 0
+    logits = scaled.to(logits.dtype)
     if sampling.top_k is not None and sampling.top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
     if sampling.top_p is not None and sampling.top_p < 1:

@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ class Seen:
 
     tokens: their number. places: in order. kept: of tubelets, by the number of their place: True where pruning left the
     token. looks: JPEG pictures of some places, by their number. given: what the processor made it of (empty for batches
-    made by hand). memory: of the part that a memory holds, its tokens and the seconds spent on it by stage.
+    made by hand). memory: of the part that a memory holds, its tokens and the seconds spent on it by stage. stored:
+    where its file kept fewer bits of keys and values, how (`kv`), and how far they are off (`kv_error`).
     """
 
     tokens: int = 0
@@ -57,6 +59,7 @@ class Seen:
     looks: Mapping[int, bytes] = field(default_factory=dict)
     given: Given = field(default_factory=Given)
     memory: Mapping[str, int | float] = field(default_factory=dict)
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, batch: Batch, spliced: Spliced) -> Seen:
         """This and a batch of one sequence, as it was embedded."""
@@ -85,8 +88,9 @@ class Seen:
             places=tuple(places),
             kept={**self.kept, **dict(zip(tubelets, steps, strict=bool(spliced.kept)))},
             looks={**self.looks, **looks},
-            given=given,
+            given=_placed(given),
             memory=self.memory,
+            stored=self.stored,
         )
 
     def ingested(self, seconds: Mapping[str, float]) -> Seen:
@@ -117,6 +121,7 @@ class Seen:
             "looks": {str(number): base64.b64encode(picture).decode() for number, picture in self.looks.items()},
             "given": self.given.to_dict(),
             "memory": dict(self.memory),
+            "stored": dict(self.stored),
         }
 
     @classmethod
@@ -140,7 +145,16 @@ class Seen:
             looks={int(number): base64.b64decode(picture) for number, picture in values["looks"].items()},
             given=Given.from_dict(values["given"]),
             memory=values["memory"],
+            stored=values.get("stored", {}),
         )
+
+
+def _placed(given: Given) -> Given:
+    """Paths from the root on: whoever reads them may stand in another folder."""
+    items = tuple(
+        item if item.source is None else replace(item, source=str(Path(item.source).absolute())) for item in given.items
+    )
+    return given if items == given.items else replace(given, items=items)
 
 
 def _each(looks: Mapping[int, bytes], every: int) -> dict[int, bytes]:

@@ -108,8 +108,9 @@ class Depth:
     rates: list[float] = field(default_factory=lambda: [0.7])  # of places that were tried; others are like the last
 
     def __post_init__(self) -> None:
-        if self.wanted not in ("auto", None) and not 0 <= self.wanted <= LONGEST:
-            raise ValueError(f"speculate: a draft of {self.wanted} tokens; want 0 to {LONGEST}, 'auto' or None")
+        number = self.wanted if isinstance(self.wanted, int) else -1
+        if self.wanted not in ("auto", None) and not 0 <= number <= LONGEST:
+            raise ValueError(f"speculate: a draft of {self.wanted!r} tokens; want 0 to {LONGEST}, 'auto' or None")
 
     @classmethod
     def of(cls, wanted: int | Literal["auto"] | None, model: LanguageModel) -> Depth:

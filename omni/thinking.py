@@ -79,6 +79,11 @@ class Split:
             self.phase, self.answer, text = "closed", TextStream(self._stop, lead=True), self.thought.rest
         return [*shown, (self.answer.feed(text), False)]
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing of an answer was written yet."""
+        return not self._beginning.strip() and self.answer.blank
+
     def finish(self) -> list[tuple[str, bool]]:
         """Nothing more comes: what was held back."""
         if self.phase == "open":

@@ -114,10 +114,10 @@ class Writer:
         """Ids that may not be written now, likely as they may be."""
         if self._split.phase == "open":
             return (*self._open, *self.codec.eos)
+        empty = self.codec.eos if not self._matcher and self._split.blank else ()  # a grammar may allow an empty answer
         if self._split.phase == "before":
-            return (*self._close, *(self._open if self._budget.hard == 0 else ()))
-        empty = self._split.has_thought and not self._matcher and not self._split.answer.text.strip()
-        return (*self._open, *self._close, *(self.codec.eos if empty else ()))
+            return (*self._close, *(self._open if self._budget.hard == 0 else ()), *empty)
+        return (*self._open, *self._close, *empty)
 
     def _constrain(self, logits: Tensor) -> Tensor:
         """Rule out what may not follow; who wants to end while thinking ends the thinking."""

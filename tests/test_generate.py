@@ -62,9 +62,12 @@ def test_written_token_by_token_with_a_state_equals_reading_all_anew(config: obj
     got = one(model.generate(batch, 12, logprobs=True))
     banned = list(model.codec.banned) if model.codec else []
     assert got.logprobs
-    for token, logprob in zip(got.tokens, got.logprobs, strict=True):
+    assert model.codec
+    for i, (token, logprob) in enumerate(zip(got.tokens, got.logprobs, strict=True)):
         logits = model(batch).logits[-1].index_fill(0, torch.tensor(banned, dtype=torch.long), -torch.inf)
-        assert int(logits.argmax()) == token
+        shown = b"".join(map(model.codec.bytes_of, got.tokens[:i])).decode(errors="ignore").strip()
+        unwanted = [] if shown else list(model.codec.eos)  # no empty answer
+        assert int(logits.index_fill(0, torch.tensor(unwanted, dtype=torch.long), -torch.inf).argmax()) == token
         assert float(logits.log_softmax(-1)[token]) == pytest.approx(logprob, abs=1e-4)
         batch = appended(batch, token)
 
@@ -206,7 +209,7 @@ def wishing(token: int) -> OmniModel:
 
 def test_it_ends_at_an_end_token_or_with_the_last_one_allowed() -> None:
     assert one(wishing(11).generate(talker.prompt("x"))).stopped == "eos"
-    assert one(wishing(2).generate(talker.prompt("x"))).tokens == (2,)
+    assert one(wishing(2).generate(talker.prompt("x"))).tokens == (80, 2)  # never an empty answer
     result = one(wishing(89).generate(talker.prompt("x"), 9))
     assert (result.stopped, result.tokens) == ("length", (89,) * 9)
 
@@ -256,3 +259,40 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         model.generate(talker.prompt("a"))
     assert Settings(sampling=Sampling(temperature=1.0)).seeded(3).seed is not None
+
+
+def test_a_request_that_cannot_be_read_or_written_ends_alone_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = talker.talker()
+    engine = Engine(model)
+    first = engine.submit(talker.prompt("a"), Settings(max_new_tokens=9))
+    engine.step()
+    bad = engine.submit(small.mixed(1), Settings(max_new_tokens=9))  # pictures for a model without sight
+    worse = engine.submit(talker.prompt("b"), Settings(max_new_tokens=9, schema={"type": "integer"}))
+    last = engine.submit(talker.prompt("c"), Settings(max_new_tokens=9))
+    assert worse.writer._matcher
+    monkeypatch.setattr(worse.writer._matcher, "consume", lambda token: worse.writer._matcher and broken())
+    run(engine)
+    for word, request in (("a", first), ("c", last)):
+        assert request.result
+        assert request.error is None
+        assert written(model, talker.prompt(word), max_new_tokens=9) == request.result.tokens
+    assert [request.result and request.result.stopped for request in (bad, worse)] == ["cancelled"] * 2
+    assert "no vision" in str(bad.error)
+    assert "broken" in str(worse.error)
+
+
+def broken() -> None:
+    raise ValueError("broken")
+
+
+def test_a_stream_raises_a_members_error_once_and_goes_on_with_the_others() -> None:
+    model = talker.talker()
+    batch = Batch.pack([talker.prompt("a"), small.mixed(1), talker.prompt("c")])
+    stream = model.generate(batch, 9, stream=True)
+    assert isinstance(stream, Stream)
+    with pytest.raises(ValueError, match="no vision"):
+        list(stream)
+    assert stream.results[0].tokens == written(model, talker.prompt("a"), max_new_tokens=9)
+    assert [result.stopped for result in stream.results][1:] == ["cancelled", "length"]
+    with pytest.raises(ValueError, match="no vision"):
+        model.generate(batch, 9)

@@ -6,7 +6,10 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,13 @@ from omni.listen import Line, Listener, Transcript
 from omni.load import OmniProcessor
 from omni.memory import Memory
 from omni.prefill import CELL
+from omni.replay import replay
 from omni.state import KVState
+from processors import stream
 from processors.batch import Batch
+from processors.limits import MediaError
 from processors.mel_stream import Levels
+from processors.stream import SoundChunk
 
 TOKENIZER = tokens.tokenizer()
 OMNI = small.FAMILIES["Omni"]
@@ -135,6 +142,22 @@ def test_what_was_heard_can_be_saved_and_asked_later_and_says_what_it_is(tmp_pat
     assert [len(places) for places in kept.seen.by_item()] == [item.slots]
     other, _ = heard(noise(30.0, 1), [16000])
     assert other.memory.key != kept.key
+
+
+def test_the_key_of_a_live_sound_tells_how_it_was_heard_and_a_replay_is_refused() -> None:
+    samples = noise(4.0)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"heard": Window(chunk=10, left=20, ahead=2)},
+        {"levels": Levels()},
+        {"keep": 9.0},
+    ]
+    keys = [heard(samples, [16000], **way)[0].memory.key for way in ways]
+    assert len(set(keys)) == len(ways)
+    live, _ = heard(samples, [8000])
+    assert live.memory.key == keys[0]
+    with pytest.raises(ValueError, match="live sound, which came in its time"):
+        replay(live.ask("What?", max_new_tokens=3).receipt, MODEL, PROCESSOR)
 
 
 # The transcript
@@ -245,6 +268,37 @@ def test_the_command_writes_lines_answers_and_keeps_what_it_heard(folder: Path, 
     assert "send WAV" in broken.output
 
 
+def test_a_broken_source_of_questions_or_of_sound_loses_nothing_that_was_heard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "questions").write_bytes(b"Who?\n\xff\xfe\nWhere?\n")
+    base = ["listen", "--model", str(folder), "--chunk", "0.4", "--no-transcript", "--json"]
+    raw = [*base, "--rate", "16000", "-o", str(tmp_path / "talk.omni"), "--questions"]
+    runner = CliRunner()
+    run = runner.invoke(app, [*raw, str(tmp_path / "questions")], input=pcm(noise(2.0)))
+    assert run.exit_code == 0, run.output
+    assert [each["question"] for each in told(run.stdout) if each["kind"] == "answer"] == ["Who?", "Where?"]
+    assert "a line is no UTF-8" in run.stderr
+    run = runner.invoke(app, [*raw, str(tmp_path / "none")], input=pcm(noise(2.0)))
+    assert run.exit_code == 0, run.output
+    assert "No such file or directory; the sound goes on without them" in run.stderr
+    assert told(run.stdout)[-1]["seconds"] == 2.0
+
+    def breaks(*arguments: Any) -> Iterator[SoundChunk]:
+        yield from islice(sound_chunks(*arguments), 6)
+        raise MediaError("stream: broken after 3.0 s (bad data); start it again")
+
+    sound_chunks = stream.sound_chunks
+    monkeypatch.setattr(stream, "sound_chunks", breaks)
+    end = ["--rate", "16000", "--ask", "What was said?", "-o", str(tmp_path / "part.omni")]
+    run = runner.invoke(app, [*base, *end], input=pcm(noise(8.0)))
+    happened = told(run.stdout)
+    assert (run.exit_code, happened[0]["question"]) == (1, "What was said?")
+    assert "broken after" in run.stderr
+    assert happened[-1]["seconds"] == 3.0
+    assert Memory.load(tmp_path / "part.omni", MODEL).tokens == happened[-1]["tokens"]
+
+
 def test_interrupted_it_ends_in_order(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", folder, "--rate", 16000, "--chunk", 0.4, "--partial", 1, "-o", tmp_path / "talk.omni"]
     command = [sys.executable, "-c", "from omni.cli import app; app()", "listen", "--json", *map(str, arguments)]
@@ -252,14 +306,15 @@ def test_interrupted_it_ends_in_order(folder: Path, tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=False, cwd=root) as run:
         assert run.stdin
         assert run.stdout
-        run.stdin.write(pcm(noise(8.0)))
+        run.stdin.write(pcm(noise(7.3)))
         run.stdin.flush()
         first = run.stdout.readline()  # it hears; more might be said
+        time.sleep(1.0)
         run.send_signal(signal.SIGINT)
         happened = told((first + run.stdout.read()).decode())
         assert run.wait(60) == 0
     assert happened[-1]["kind"] == "end"
-    assert 4 <= happened[-1]["seconds"] <= 8
+    assert happened[-1]["seconds"] == 7.3  # the last piece too, which is no whole half second
     assert Memory.load(tmp_path / "talk.omni", MODEL).tokens == happened[-1]["tokens"]
 
 

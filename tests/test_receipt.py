@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -171,7 +172,9 @@ def test_json_gives_the_receipt_back(receipt: Receipt, tmp_path: Path) -> None:
         ({"format": "something"}, "want 'omni receipt'"),
         ({"version": 99}, "version 99"),
         ({"seen": {}}, "is damaged"),
-        ({"prompt": None}, "is damaged"),
+        ({"prompt": None}, "it has no prompt.ids, prompt.pieces; pass the file as"),
+        ({"answer": {"text": "", "thinking": "", "stopped": "eos"}}, "it has no answer.tokens;"),
+        ({"settings": {}}, "settings.sampling, settings.seed.*settings.draft"),
     ],
 )
 def test_what_is_no_receipt_is_refused(receipt: Receipt, change: dict[str, Any], message: str) -> None:
@@ -330,6 +333,38 @@ def test_things_given_in_memory_are_asked_for_by_name() -> None:
     with pytest.raises(ValueError, match="<ndarray> came from memory"):
         replay(receipt, MODEL, PROCESSOR)
     assert replay(receipt, MODEL, PROCESSOR, {"<ndarray>": picture()["image"]}).same
+
+
+def test_a_memory_of_fewer_bits_leaves_its_trace(folder: Path, tmp_path: Path) -> None:
+    messages = user("word " * 100, {"type": "file", "path": str(folder / "photo.png")})
+    MODEL.ingest(PROCESSOR.ingest(messages)).save(tmp_path / "less.omni", kv="int8")
+    result = omni.ask("What?", tmp_path / "less.omni", model=(MODEL, PROCESSOR), think=False, max_new_tokens=4)
+    receipt = Receipt.from_dict(json.loads(json.dumps(result.receipt.to_dict())))
+    assert receipt.seen.stored["kv"] == "int8"
+    assert receipt.seen.stored["kv_error"] > 0
+    assert "kept as int8" in receipt.to_html()
+    assert any("kept as int8" in difference for difference in replay(receipt, MODEL, PROCESSOR).differences)
+
+
+def test_a_receipt_finds_its_files_from_any_folder_whatever_they_are_called(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = os.fsdecode(b"b\xe9d.png")  # no UTF-8
+    shutil.copy(folder / "photo.png", tmp_path / name)
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = omni.ask("What?", name, model=(MODEL, PROCESSOR), think=False, max_new_tokens=4)
+    memory = omni.ingest(name, model=(MODEL, PROCESSOR))
+    monkeypatch.chdir(tmp_path / "sub")
+    result.receipt.save("a.json")
+    result.receipt.save("a.html")
+    assert "\\udce9d.png" in Path("a.html").read_text()
+    assert sorted(path.name for path in Path().iterdir()) == ["a.html", "a.json"]
+    assert replay(Receipt.load("a.json"), MODEL, PROCESSOR).same
+    later = omni.ask("What?", memory, model=(MODEL, PROCESSOR), think=False, max_new_tokens=4)
+    assert replay(later.receipt, MODEL, PROCESSOR).same
+    with pytest.raises(ValueError, match=r"pic.png is none of the receipt's files; want b"):
+        replay(result.receipt, MODEL, PROCESSOR, {"pic.png": name})
 
 
 # The command line

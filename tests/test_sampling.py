@@ -96,10 +96,24 @@ def test_drafts_kept_or_drawn_anew_follow_the_distribution(drafting: float | Non
 
 def test_settings_out_of_range_are_refused() -> None:
     for wrong in ({"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"min_p": 2.0}, {"repetition_penalty": 0.0}):
-        with pytest.raises(ValueError, match="want temperature >= 0"):
+        with pytest.raises(ValueError, match="want 0 <= temperature"):
             Sampling(**wrong)
 
 
 def test_nothing_left_to_write_is_an_error() -> None:
     with pytest.raises(ValueError, match="every token is ruled out"):
         distribution(torch.full((5,), -torch.inf), Sampling())
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-300, 5e-324])
+def test_a_temperature_however_small_leaves_the_likeliest(temperature: float) -> None:
+    wild = 100 * logits(3)
+    probabilities = distribution(wild, Sampling(temperature=temperature))
+    assert float(probabilities[wild.argmax()]) == pytest.approx(1)
+    assert not bool(probabilities.isnan().any())
+
+
+@pytest.mark.parametrize("temperature", [float("inf"), float("nan"), -1.0])
+def test_a_temperature_that_is_no_number_from_zero_on_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="want 0 <= temperature < inf"):
+        Sampling(temperature=temperature)

@@ -57,6 +57,19 @@ def test_greedy_answers_are_equal_with_drafts_right_and_wrong(monkeypatch: pytes
             assert all(result.rounds <= most * len(result.tokens) for result in got)
 
 
+def test_members_that_sample_with_drafts_as_many_as_pay_off_write_what_they_write_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Depth, "of", classmethod(lambda cls, wanted, model: cls(wanted, cost=0.02, row=0.05)))
+    model = talker.talker(talker.DRAFTS)
+    together = results(model, "auto", temperature=1.0, seed=5, max_new_tokens=60)
+    for i, (prompt, result) in enumerate(zip(PROMPTS, together, strict=True)):
+        alone = model.generate(prompt, temperature=1.0, seed=5 + i, draft="auto", max_new_tokens=60)
+        assert isinstance(alone, Result)
+        assert alone.tokens == result.tokens
+        assert alone.rounds < len(alone.tokens)
+
+
 def test_drafts_obey_budgets_stops_and_penalties() -> None:
     model = agreeing()
     for wishes in (

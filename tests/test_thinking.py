@@ -120,7 +120,10 @@ def test_a_model_that_stops_while_thinking_or_before_it_answers_goes_on_to_an_an
     assert result.tokens[len("I see.")] == CODEC.close[0]
     assert result.text
     assert dictate("I see.</think>\n\n")[0].text.strip()
-    assert dictate("", talker.ANSWER)[0].text == ""  # without thinking, silence is an answer
+    for end in (talker.ANSWER, "<|im_start|>assistant\n"):  # without thinking just as well
+        assert dictate("", end)[0].text.strip()
+        assert dictate(" \n", end)[0].text.strip()
+    assert dictate("", talker.ANSWER, schema={"type": "string", "enum": ["a"]})[0].text == '"a"'
 
 
 def test_stop_strings_end_the_answer_not_the_thinking() -> None:
