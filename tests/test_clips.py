@@ -206,7 +206,7 @@ def test_frames_of_the_users_own_keep_their_times(tmp_path: Path) -> None:
     assert folder.times.tolist() == [0, 0.5, 1, 1.5, 2]
     with pytest.raises(ValueError, match="one rising time"):
         FrameList(frames, [0.0, 1.0])
-    with pytest.raises(ValueError, match="several sizes"):
+    with pytest.raises(ValueError, match="frames of 2 sizes came"):
         FrameList([frames[0], frames[1][:50]], [0.0, 1.0]).read([0, 1])
     with pytest.raises(ValueError, match=r"frames .9. asked for"):
         given.read([9])

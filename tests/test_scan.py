@@ -191,7 +191,7 @@ def test_token_by_token_equals_at_once() -> None:
 
 @torch.no_grad()
 def test_in_bfloat16_packed_pieces_and_steps_equal_the_whole_but_for_rounding() -> None:
-    """Weights and activations are rounded alike on every way; what differs is the order of sums within a product."""
+    """Each way rounds at its own places, so two ways lie as far apart as their two errors add up to."""
     model = backbone().bfloat16()
     x = torch.randn(37, 16, generator=torch.Generator().manual_seed(8)).bfloat16()
     lengths = (20, 17)
@@ -208,7 +208,7 @@ def test_in_bfloat16_packed_pieces_and_steps_equal_the_whole_but_for_rounding() 
     noise = float((whole - exact).float().norm() / exact.norm())  # of bfloat16 itself
     assert noise < 0.02
     for got, want in ((alone, whole), (pieces, whole[:20]), (steps, whole[:20])):
-        assert float((got - want).float().norm() / want.float().norm()) < noise
+        assert float((got - want).float().norm() / want.float().norm()) < 2 * noise
 
 
 @torch.no_grad()

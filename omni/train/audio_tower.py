@@ -26,7 +26,7 @@ from omni.train.data import hearing
 from omni.train.data.corpus import Utterance
 from omni.train.data.example import Recording
 from omni.train.data.sounds import CHARS, FIELDS
-from omni.train.loop import Run, Schedule
+from omni.train.loop import Run, Schedule, products
 from omni.train.readers import field_loss
 from omni.train.shape import AUDIO
 from processors.audio import mel_features
@@ -49,9 +49,10 @@ class AudioReader(nn.Module):
 
     def forward(self, media: Media) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of letters (tokens * SUB, letters + 1), of fields (tokens, classes), and the tokens of each sound."""
-        x, counts = self.tower(media.mels, media.frames)
-        x = self.norm(x)
-        return self.spell_head(x).unflatten(-1, (SUB, -1)).flatten(0, 1), self.field_head(x), counts
+        with products():
+            x, counts = self.tower(media.mels, media.frames)
+            x = self.norm(x)
+            return self.spell_head(x).unflatten(-1, (SUB, -1)).flatten(0, 1), self.field_head(x), counts
 
 
 def sound_media(recordings: Sequence[Recording]) -> Media:

@@ -18,7 +18,7 @@ from omni.ops import Lengths
 from omni.train import mixture
 from omni.train.data.sounds import Voice
 from omni.train.language import answers
-from omni.train.loop import Run, Schedule
+from omni.train.loop import Run, Schedule, products
 from omni.train.packing import Packer
 
 DEPTH = 3  # tokens ahead that are learnt; drafts may go further
@@ -44,7 +44,7 @@ def losses_ahead(
         logits = model.head(state[counted].view(-1, width))
         wanted = target[counted]
         right = (logits.argmax(-1) == wanted).float().mean()
-        found.append((F.cross_entropy(logits, wanted), right))
+        found.append((F.cross_entropy(logits.float(), wanted), right))
     return found
 
 
@@ -62,13 +62,14 @@ def drafting(
 
     def objective(step: int) -> dict[str, Tensor]:
         packed = packer(mixture.draw(Random(f"{seed} drafting {step}"), made, mixture.ALL, tokens))
-        with torch.no_grad():
+        with torch.no_grad(), products():
             features = model.encode(packed.batch.media)
             _, _, places, hidden = answers(model, packed, features)
             spliced = model.embed(packed.batch, features)
         learnt = torch.zeros(len(hidden), dtype=torch.bool)
         learnt[places] = True
-        found = losses_ahead(model, spliced.tokens, hidden, spliced.lengths, learnt)
+        with products():
+            found = losses_ahead(model, spliced.tokens, hidden, spliced.lengths, learnt)
         loss = torch.stack([each for each, _ in found]).mean()
         return {"loss": loss, **{f"right {k + 2} ahead": right for k, (_, right) in enumerate(found)}}
 

@@ -21,7 +21,7 @@ from omni.train import mixture
 from omni.train.data.page import FIELDS
 from omni.train.data.sounds import Voice
 from omni.train.language import BALANCE_LOSS, Balancer, Knowing, answers, right_answers
-from omni.train.loop import Run, Schedule
+from omni.train.loop import Run, Schedule, products
 from omni.train.packing import Known, Packed, Packer
 from omni.train.readers import field_loss
 from omni.train.shape import tiny_config
@@ -91,7 +91,7 @@ def gaps(made: Features, wanted: Features) -> dict[str, Tensor]:
     for kind in KINDS:
         here, there = getattr(made, kind), getattr(wanted, kind)
         if len(there):
-            found[f"gap {kind}"] = (here - there).square().mean() / there.var()
+            found[f"gap {kind}"] = (here - there).float().square().mean() / there.float().var()
     return found
 
 
@@ -158,8 +158,9 @@ def projection(
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(f"{seed} projection {step}")
         packed = packer(mixture.draw(rng, made, IMITATED, tokens))
-        features, dense = joined.encode(packed)
-        found = gaps(features, wanted_features(joined, packed.known))
+        with products():
+            features, dense = joined.encode(packed)
+            found = gaps(features, wanted_features(joined, packed.known))
         return {"loss": torch.stack(list(found.values())).sum() + 0.5 * dense, "dense": dense, **found}
 
     run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
@@ -191,9 +192,10 @@ def together(
         rng = Random(f"{seed} together {step}")
         packer.rate = rng.choice((0.0, 0.0, 0.3, 0.5, 0.7))
         packed = packer(mixture.draw(rng, made, mixture.ALL, tokens))
-        features, dense = joined.encode(packed)
-        logits, targets, _, _ = answers(model, packed, features)
-        loss, balance = F.cross_entropy(logits, targets), balancer.loss()
+        with products():
+            features, dense = joined.encode(packed)
+            logits, targets, _, _ = answers(model, packed, features)
+        loss, balance = F.cross_entropy(logits.float(), targets), balancer.loss()
         balancer.step()
         return {"loss": loss + 0.2 * dense + BALANCE_LOSS * balance, "answers": loss, "dense": dense}
 
@@ -209,8 +211,9 @@ def checks(joined: Joined, voice: Voice, each: int = 12):
     def evaluate() -> dict[str, float]:
         found: dict[str, list[bool]] = {}
         for packed in batches:
-            features, _ = joined.encode(packed)
-            logits, targets, places, _ = answers(joined.model, packed, features)
+            with products():
+                features, _ = joined.encode(packed)
+                logits, targets, places, _ = answers(joined.model, packed, features)
             for skill, goods in right_answers(logits, targets, places, packed.skills).items():
                 found.setdefault(skill, []).extend(goods)
         return {f"exact {skill}": round(sum(goods) / len(goods), 3) for skill, goods in found.items()}

@@ -20,7 +20,7 @@ from omni.moe import Router
 from omni.splice import Features
 from omni.train import mixture
 from omni.train.data.sounds import Mute
-from omni.train.loop import Run, Schedule
+from omni.train.loop import Run, Schedule, products
 from omni.train.packing import Packed, Packer, expanded
 from omni.train.shape import tiny_config
 from omni.train.stand_in import StandIn
@@ -141,9 +141,9 @@ def language(
         rng = Random(f"{seed} language {step}")
         phase = next(phase for phase in phases if step < phase.until)
         packed = packer(mixture.draw(rng, made, phase.weights, phase.tokens))
-        features = both.stand_in(packed.known)
-        logits, targets, _, _ = answers(both.model, packed, features)
-        loss = F.cross_entropy(logits, targets)
+        with products():
+            logits, targets, _, _ = answers(both.model, packed, both.stand_in(packed.known))
+        loss = F.cross_entropy(logits.float(), targets)
         balance = balancer.loss()
         worst = balancer.step()
         right = (logits.argmax(-1) == targets).float().mean()
@@ -161,7 +161,8 @@ def language(
     def evaluate() -> dict[str, float]:
         found: dict[str, list[bool]] = {}
         for packed in checks:
-            logits, targets, places, _ = answers(both.model, packed, both.stand_in(packed.known))
+            with products():
+                logits, targets, places, _ = answers(both.model, packed, both.stand_in(packed.known))
             for skill, goods in right_answers(logits, targets, places, packed.skills).items():
                 found.setdefault(skill, []).extend(goods)
         return {f"exact {skill}": round(sum(goods) / len(goods), 3) for skill, goods in found.items()}

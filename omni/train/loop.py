@@ -89,8 +89,7 @@ class Run:
             for group in optimiser.param_groups:
                 group["lr"] = group["full_rate"] * scale
             optimiser.zero_grad()
-        with products():
-            losses = objective(self.step)
+        losses = objective(self.step)
         losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.schedule.clip)
         if not math.isfinite(float(norm)):
@@ -127,7 +126,7 @@ class Run:
                 extra: dict[str, float] = {}
                 if evaluate is not None and (last or self.step % evaluate_every == 0):
                     self.module.eval()
-                    with torch.no_grad(), products():
+                    with torch.no_grad():
                         extra = evaluate()
                     self.module.train()
                 if self.step % log_every == 0 or last or extra:
@@ -148,7 +147,7 @@ class Run:
 
 
 def products() -> torch.autocast:
-    """Where products of matrices are taken in bfloat16, if that is fast here."""
+    """Around what a model computes, not around the making of its data: products in bfloat16, if that is fast here."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16())
 
 

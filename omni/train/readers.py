@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from encoders.vision import RadioVit
 from omni.train.data.example import Film, Picture
 from omni.train.data.page import CHARS, FIELDS, SHAPES
+from omni.train.loop import products
 from omni.train.packing import paired
 from omni.train.stand_in import FILM_FIELDS
 from processors import image
@@ -47,20 +48,22 @@ class VisionReader(nn.Module):
 
     def pictures(self, media: Media) -> Tensor:
         """Logits of all fields, (patches, classes)."""
-        x = self.tower.encode(self.tower.embed_images(media.patches, media.grids), media.grids)
-        return self.head(self.norm(x))
+        with products():
+            x = self.tower.encode(self.tower.embed_images(media.patches, media.grids), media.grids)
+            return self.head(self.norm(x))
 
     def films(self, media: Media) -> Tensor:
         """The same for the patches of tubelets."""
         grids = media.clips[:, 1:].repeat_interleave(media.clips[:, 0], 0)
-        x = self.tower.encode(self.tower.embed_tubelets(media.tubelets, grids), grids)
-        return self.film_head(self.norm(x))
+        with products():
+            x = self.tower.encode(self.tower.embed_tubelets(media.tubelets, grids), grids)
+            return self.film_head(self.norm(x))
 
 
 def field_loss(logits: Tensor, fields: Tensor, sizes: Sequence[int]) -> Tensor:
     """Cross-entropy over all fields; empty ones weigh less."""
-    total, weight = logits.new_zeros(()), logits.new_zeros(())
-    for part, target in zip(logits.split(list(sizes), -1), fields.T, strict=True):
+    total, weight = torch.zeros(()), torch.zeros(())
+    for part, target in zip(logits.float().split(list(sizes), -1), fields.T, strict=True):
         each = F.cross_entropy(part, target, reduction="none")
         weights = torch.where(target > 0, 1.0, BLANK)
         total, weight = total + (each * weights).sum(), weight + weights.sum()
