@@ -30,10 +30,7 @@ def rms_norm(
     """See `ops.rms_norm`."""
     if not fast(x):
         return ops.rms_norm(x, weight, eps)
-    wide = x.float()
-    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scaled = wide * torch.rsqrt(size.square().div_(x.shape[-1]).add_(eps))
-    return scaled.mul_(weight).to(x.dtype)
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def gated_group_rms_norm(
@@ -46,11 +43,8 @@ def gated_group_rms_norm(
     """See `ops.gated_group_rms_norm`."""
     if not fast(y):
         return ops.gated_group_rms_norm(y, gate, weight, groups, eps)
-    wide = F.silu(gate.float()).mul_(y)
-    by_group = wide.view(len(wide), groups, -1)
-    size = torch.linalg.vector_norm(by_group, dim=-1, keepdim=True)
-    by_group.mul_(size.square_().div_(by_group.shape[-1]).add_(eps).rsqrt_())
-    return wide.mul_(weight).to(gate.dtype)
+    by_group = F.silu(gate.float()).mul_(y).view(len(y), groups, -1)
+    return F.rms_norm(by_group, by_group.shape[-1:], None, eps).view(y.shape).mul_(weight).to(gate.dtype)
 
 
 def causal_conv(

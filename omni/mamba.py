@@ -89,7 +89,19 @@ class Mamba(nn.Module):
         step = torch.empty(config.heads).uniform_(-6.9, -2.3).exp()  # 0.001 to 0.1, log-uniform
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
         self.norm = Scale(config.inner)
+        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
         self.out_proj = nn.Linear(config.inner, width, bias=config.bias)
+
+    def _rates(self) -> tuple[Float[Tensor, " heads"], Float[Tensor, " inner"]]:
+        """A, and D for every channel; kept until the weights change where no gradient is wanted."""
+        if torch.is_grad_enabled():
+            return -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
+        now = [(weight.data_ptr(), weight._version) for weight in (self.A_log, self.D)]
+        if self._kept is None or self._kept[0] != now:
+            with torch.inference_mode(False), torch.no_grad():
+                made = -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
+            self._kept = now, made
+        return self._kept[1]
 
     def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Zeros; always float32, whatever the model's dtype."""
@@ -119,7 +131,7 @@ class Mamba(nn.Module):
         x = x.unflatten(-1, (c.heads, c.head_dim))
         b, cc = b.unflatten(-1, (c.groups, c.state)), cc.unflatten(-1, (c.groups, c.state))
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        a = -self.A_log.float().exp()
+        a, skip = self._rates()
         if one:
             y, ssm = selective_step(x, dt, a, b, cc, before.ssm)
             after = MambaState(history, ssm)
@@ -131,6 +143,5 @@ class Mamba(nn.Module):
             after = MambaState(history, ssm)
         if state is not None:
             state.replace(after)
-        skip = self.D.float().repeat_interleave(c.head_dim)
         y = torch.addcmul(y.flatten(1), x.flatten(1).float(), skip)  # (tokens, inner)
         return self.out_proj(gated_group_rms_norm(y, z, self.norm.weight, c.groups, self.eps))
