@@ -46,6 +46,8 @@ def doctor() -> None:
 def _machine() -> list[tuple[str, str, str]]:
     import torch
 
+    from omni.precision import fast_bfloat16
+
     threads = torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
     rows = [
@@ -57,8 +59,10 @@ def _machine() -> list[tuple[str, str, str]]:
     if torch.cuda.is_available():
         rows.append(("GPU", torch.cuda.get_device_name(), ""))
     fast = importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available()
-    note = "mamba-ssm is installed; its kernels are not used yet" if fast else "chunked scan in torch operators"
-    rows.append(("kernels", "torch", note))
+    packs = torch.backends.mkldnn.is_available()
+    note = "mamba-ssm is installed; its kernels are not used yet" if fast else "fast twins of the reference, on a CPU"
+    rows.append(("kernels", "torch, oneDNN" if packs else "torch", note))
+    rows.append(("bfloat16", *(("fast", "products in it") if fast_bfloat16() else ("slow", "float32 instead"))))
     return rows
 
 

@@ -82,7 +82,9 @@ class Identity:
         device, dtype = weight.device, str(weight.dtype).removeprefix("torch.")
         machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else machine
-        around = {**_libraries(), "machine": machine, "kernels": "torch", "dtype": dtype, "pruning": _rule(prune)}
+        forms = {o.form or " as it is" for module in model.modules() for o in getattr(module, "origin", {}).values()}
+        kernels = "torch" if not forms else "packed" + ",".join(sorted(forms))
+        around = {**_libraries(), "machine": machine, "kernels": kernels, "dtype": dtype, "pruning": _rule(prune)}
         return cls(fingerprint=fingerprint(model, config), environment=around)
 
 

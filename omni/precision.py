@@ -32,7 +32,7 @@ def fast_bfloat16() -> bool:
 def _seconds(dtype: torch.dtype, size: int) -> float:
     a = torch.ones(size, size, dtype=dtype)
     times: list[float] = []
-    for _ in range(4):
+    for _ in range(24):  # on a busy machine most wait for a thread
         start = time.perf_counter()
         torch.mm(a, a)
         times.append(time.perf_counter() - start)
