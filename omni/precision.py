@@ -20,8 +20,15 @@ BECOMES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.bfloat
 
 @cache
 def slowness(dtype: torch.dtype, size: int = 192) -> float:
-    """How many times as long as in float32 a product of matrices takes on this CPU."""
-    return _seconds(dtype, size) / _seconds(torch.float32, size)
+    """How many times as long as in float32 a product of matrices takes on this CPU; by one thread, since two wait for
+    one another on a busy machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _seconds(dtype, size) / _seconds(torch.float32, size)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fast_bfloat16() -> bool:
@@ -32,7 +39,7 @@ def fast_bfloat16() -> bool:
 def _seconds(dtype: torch.dtype, size: int) -> float:
     a = torch.ones(size, size, dtype=dtype)
     times: list[float] = []
-    for _ in range(24):  # on a busy machine most wait for a thread
+    for _ in range(12):
         start = time.perf_counter()
         torch.mm(a, a)
         times.append(time.perf_counter() - start)

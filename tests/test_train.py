@@ -18,6 +18,7 @@ from omni.train.drafting import losses_ahead
 from omni.train.exam import edits, exact, near, score, word_edits
 from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
+from omni.train.milestone import keep, restore
 from omni.train.muon import orthogonal
 from omni.train.packing import Packer
 from omni.train.recipe import SMOKE, Recipe, tiny
@@ -153,3 +154,23 @@ def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) 
         tiny(Recipe(folder=tmp_path), "sleeping")
     with pytest.raises(ValueError, match=r"language\.pt is missing"):
         tiny(Recipe(folder=tmp_path), "projection")
+
+
+def test_a_milestone_goes_on_where_it_was_kept(tmp_path: Path) -> None:
+    module = nn.Linear(4, 4)
+    run = Run(module, Schedule(steps=9), tmp_path / "here", "part")
+    run.step, run.seconds = 5, 7.0
+    run.save()
+    assert keep(tmp_path / "here", tmp_path / "kept") == ["part"]
+    assert restore(tmp_path / "there", tmp_path / "kept") == ["part"]
+    assert restore(tmp_path / "there", tmp_path / "kept") == []  # what is there stays
+    other = Run(nn.Linear(4, 4), Schedule(steps=9), tmp_path / "there", "part")
+    assert other.resume()
+    assert (other.step, other.seconds) == (5, 7.0)
+    assert isinstance(other.module, nn.Linear)
+    torch.testing.assert_close(other.module.weight, module.weight, atol=1e-2, rtol=1e-2)
+    assert torch.equal(other.module.bias, module.bias)
+    with pytest.raises(ValueError, match="has no checkpoint to keep"):
+        keep(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no weights"):
+        restore(tmp_path / "there", tmp_path / "nowhere")

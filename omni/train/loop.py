@@ -77,8 +77,9 @@ class Run:
             return False
         state = torch.load(self.path, weights_only=True)
         self.module.load_state_dict(state["module"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        if "optimisers" in state:  # a milestone has none: they begin anew
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         return True
 

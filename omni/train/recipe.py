@@ -20,6 +20,7 @@ from omni.train.data.voices import voices
 from omni.train.drafting import drafting
 from omni.train.joining import Joined, load_parts, projection, together
 from omni.train.language import language
+from omni.train.milestone import keep, restore
 from omni.train.mixture import ALL, PHASES, Phase
 from omni.train.tokens import tokenizer
 from omni.train.towers import vision
@@ -104,6 +105,14 @@ class Recipe:
         model.load_state_dict(saved)
         export(model, self.out)
 
+    def keep(self) -> None:
+        """Keep the weights of all stages so far with the code."""
+        print("kept:", ", ".join(keep(self.folder)))
+
+    def restore(self) -> None:
+        """Go on, on another machine, from the weights that were kept."""
+        print("restored:", ", ".join(restore(self.folder)) or "nothing, all are there")
+
     def _joined(self, stage: str) -> Joined:
         joined = Joined()
         joined.load_state_dict(_checkpoint(self.folder, stage))
@@ -125,6 +134,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "drafting": Recipe.drafting,
     "export": Recipe.export,
 }
+BESIDE: dict[str, Callable[[Recipe], None]] = {"keep": Recipe.keep, "restore": Recipe.restore}  # when told only
 
 
 def export(model: OmniModel, out: Path) -> None:
@@ -135,9 +145,11 @@ def export(model: OmniModel, out: Path) -> None:
 
 def tiny(recipe: Recipe, stage: str = "all") -> None:
     """Run one stage, or all in order. Raises ValueError for an unknown stage."""
-    if stage != "all" and stage not in STAGES:
-        raise ValueError(f"train: stage {stage!r} is unknown; want all or one of {', '.join(STAGES)}")
+    if stage != "all" and stage not in STAGES | BESIDE:
+        raise ValueError(f"train: stage {stage!r} is unknown; want all or one of {', '.join(STAGES | BESIDE)}")
     torch.set_flush_denormal(True)  # squared ReLUs leave many numbers next to nothing, which are slow
+    if stage in BESIDE:
+        BESIDE[stage](recipe)
     for name, run in STAGES.items():
         if stage in ("all", name):
             run(recipe)

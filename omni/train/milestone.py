@@ -1,0 +1,55 @@
+"""Milestone: the weights of stages that are under way, small enough to be kept with the code.
+
+`keep` writes what a folder's checkpoints hold, in bfloat16 and without the optimisers; `restore` makes checkpoints of
+them again, from which training goes on (with optimisers that begin anew) on another machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+MILESTONE = Path(__file__).parent / "milestone"
+
+
+def keep(folder: Path, out: Path = MILESTONE) -> list[str]:
+    """Write the weights of every stage that has a checkpoint in the folder; the stages. Raises ValueError for none."""
+    paths = sorted(folder.glob("*.pt"))
+    if not paths:
+        raise ValueError(f"train: {folder} has no checkpoint to keep; run a stage first")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        state = torch.load(path, weights_only=True)
+        weights = {
+            name: (value.bfloat16() if value.ndim > 1 else value).contiguous()
+            for name, value in state["module"].items()
+        }
+        about = {"step": str(state["step"]), "seconds": str(state["seconds"])}
+        save_file(weights, out / f"{path.stem}.safetensors", about)
+    return [path.stem for path in paths]
+
+
+def restore(folder: Path, kept: Path = MILESTONE) -> list[str]:
+    """Make checkpoints of what was kept, for stages that have none in the folder; the stages.
+
+    Raises ValueError where nothing was kept.
+    """
+    paths = sorted(kept.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"train: {kept} holds no weights; begin with `omni train tiny`")
+    folder.mkdir(parents=True, exist_ok=True)
+    made: list[str] = []
+    for path in paths:
+        target = folder / f"{path.stem}.pt"
+        if target.is_file():
+            continue
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+            about = file.metadata()
+        state = {"module": weights, "step": int(about["step"]), "seconds": float(about["seconds"])}
+        torch.save(state, target)
+        made.append(path.stem)
+    return made
