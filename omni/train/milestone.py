@@ -23,10 +23,8 @@ def keep(folder: Path, out: Path = MILESTONE) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     for path in paths:
         state = torch.load(path, weights_only=True)
-        weights = {
-            name: (value.bfloat16() if value.ndim > 1 else value).contiguous()
-            for name, value in state["module"].items()
-        }
+        module: dict[str, torch.Tensor] = state["module"]
+        weights = {name: (value.bfloat16() if value.ndim > 1 else value).clone() for name, value in module.items()}
         about = {"step": str(state["step"]), "seconds": str(state["seconds"])}
         save_file(weights, out / f"{path.stem}.safetensors", about)
     return [path.stem for path in paths]
