@@ -12,6 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from omni.train.language import Knowing
+from omni.train.shape import tiny_config
+
+APART = ("model.vision.", "model.audio.", "model.vision_norm.", "model.project_", "model.mtp.")  # not the language's
 MILESTONE = Path(__file__).parent / "milestone"
 
 
@@ -24,7 +28,11 @@ def keep(folder: Path, out: Path = MILESTONE) -> list[str]:
     for path in paths:
         state = torch.load(path, weights_only=True)
         module: dict[str, torch.Tensor] = state["module"]
-        weights = {name: (value.bfloat16() if value.ndim > 1 else value).clone() for name, value in module.items()}
+        weights = {
+            name: (value.bfloat16() if value.ndim > 1 else value).clone()
+            for name, value in module.items()
+            if path.stem != "language" or not name.startswith(APART)
+        }
         about = {"step": str(state["step"]), "seconds": str(state["seconds"])}
         save_file(weights, out / f"{path.stem}.safetensors", about)
     return [path.stem for path in paths]
@@ -47,6 +55,8 @@ def restore(folder: Path, kept: Path = MILESTONE) -> list[str]:
         with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
             about = file.metadata()
+        if path.stem == "language":  # the parts that it does not train begin as they do
+            weights = Knowing(tiny_config()).state_dict() | weights
         state = {"module": weights, "step": int(about["step"]), "seconds": float(about["seconds"])}
         torch.save(state, target)
         made.append(path.stem)
