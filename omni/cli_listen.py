@@ -179,7 +179,7 @@ def _events(
         try:
             for thing in things:
                 queue.put((kind, thing))
-        except Exception as error:
+        except Exception as error:  # whatever ends a thread is told to the one that waits; nothing heard is lost
             queue.put((f"broken {kind}", error))
         finally:
             queue.put(("end", kind))

@@ -45,7 +45,7 @@ for number, path in enumerate(sys.argv[1:]):
             said.append("read")
         except MediaError as error:
             said.append("refused" if path.split("/")[-1] in str(error) else f"unnamed: {error}")
-        except Exception as error:
+        except Exception as error:  # the child reports it, and the test then fails on it
             said.append(f"{type(error).__name__}: {error}")
     print(json.dumps([path, said, time.monotonic() - start, rss()]), flush=True)
 """

@@ -427,7 +427,7 @@ def test_ask_goes_on_from_a_memory_at_hand(folder: Path) -> None:
 def test_a_real_browser_shows_the_page(receipt: Receipt, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no Chromium here")
+        pytest.skip("no Chromium here")  # a program of the machine, not a package; pages are parsed in other tests
     receipt.save(tmp_path / "page.html")
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     quiet += " --disable-component-update --disable-sync --hide-scrollbars"

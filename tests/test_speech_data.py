@@ -65,7 +65,7 @@ def test_no_held_out_voice_is_trained_on_and_all_voices_are_one_or_the_other():
 @pytest.mark.parametrize("voice", everybody(), ids=lambda voice: voice.name)
 def test_characters_are_heard_one_after_the_other_inside_the_sound(voice):
     if reason := voice.absent():
-        pytest.skip(reason)
+        pytest.skip(reason)  # a voice of the machine that is not installed
     said = voice.say(Random(3), TEXT)
     assert said.text == TEXT
     assert len(said.times) == len(TEXT)
@@ -81,7 +81,7 @@ def test_characters_are_heard_one_after_the_other_inside_the_sound(voice):
 def test_espeak_places_each_word_where_it_is_heard_alone():
     """Text before a word moves it by as long as that text takes."""
     if reason := Espeak("en-us").absent():
-        pytest.skip(reason)
+        pytest.skip(reason)  # a voice of the machine that is not installed
     spoken = espeak.engine().speak("en-us", "seven garden seven")
     assert [at for at, _ in spoken.words] == [0, 6, 13]
     first, last = spoken.words[0][1], spoken.words[2][1]
@@ -92,7 +92,7 @@ def test_espeak_places_each_word_where_it_is_heard_alone():
 def test_the_same_seed_says_the_same_at_the_same_time_and_another_seed_at_another():
     voice = Espeak("en-us+f2")
     if reason := voice.absent():
-        pytest.skip(reason)
+        pytest.skip(reason)  # a voice of the machine that is not installed
     once, again, other = (voice.say(Random(seed), TEXT) for seed in (1, 1, 2))
     assert len(once.samples) == pytest.approx(len(again.samples), abs=RATE / 50)
     assert once.times == pytest.approx(again.times, abs=0.02)
@@ -101,7 +101,7 @@ def test_the_same_seed_says_the_same_at_the_same_time_and_another_seed_at_anothe
 
 def test_an_unknown_variant_is_an_error_and_not_another_voice():
     if reason := Espeak("en-us").absent():
-        pytest.skip(reason)
+        pytest.skip(reason)  # a voice of the machine that is not installed
     with pytest.raises(ValueError, match=r"no voice 'en-us\+nobody'"):
         Espeak("en-us+nobody").say(Random(1), TEXT)
 
