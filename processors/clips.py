@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from processors.container import AvVideo, check_indices, probe
+from processors.container import AvVideo, by_walk, check_indices, probe
 from processors.limits import DEFAULT_LIMITS, Limits, MediaError
 from processors.media import open_picture, open_pictures, picture_count, picture_headers, picture_size
 from processors.source import Source, open_source, sniff
@@ -254,10 +254,7 @@ class Animation:
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
         """Raises ValueError for frames outside the animation."""
-        check_indices(self.name, indices, len(self))
-        wanted = sorted(set(indices))
-        found = dict(zip(wanted, self.walk(wanted), strict=True))
-        return np.stack([found[index] for index in indices])
+        return by_walk(self, indices)
 
     def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
         """One at a time, from the first on: each is drawn over the one before."""

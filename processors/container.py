@@ -130,10 +130,7 @@ class AvVideo:
 
     def read(self, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
         """Raises MediaError for frames that cannot be decoded, ValueError for those outside the clip."""
-        check_indices(self.name, indices, len(self))
-        wanted = sorted(set(indices))
-        found = dict(zip(wanted, self.walk(wanted), strict=True))
-        return np.stack([found[index] for index in indices])
+        return by_walk(self, indices)
 
     def walk(self, indices: Sequence[int]) -> Iterator[UInt8[np.ndarray, "rows cols 3"]]:
         """Frames of rising indices, one at a time; where a key frame lies ahead of the next one wanted, it is sought.
@@ -183,6 +180,14 @@ class AvVideo:
 
     def close(self) -> None:
         """Nothing stays open."""
+
+
+def by_walk(film: Any, indices: Sequence[int]) -> UInt8[np.ndarray, "frames rows cols 3"]:
+    """Frames in any order, repeats allowed, of a film that can only be walked. Raises ValueError for those outside."""
+    check_indices(film.name, indices, len(film))
+    wanted = sorted(set(indices))
+    found = dict(zip(wanted, film.walk(wanted), strict=True))
+    return np.stack([found[index] for index in indices])
 
 
 def check_indices(name: str, indices: Sequence[int], count: int) -> None:
