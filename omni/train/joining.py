@@ -119,6 +119,12 @@ def load_parts(joined: Joined, folders: Mapping[str, Path]) -> None:
         model.audio.load_state_dict(_below(saved["audio tower"], "tower."))
 
 
+def load_language(joined: Joined, saved: Mapping[str, Tensor]) -> None:
+    """Take the backbone of a "language" checkpoint, which may have learnt on while the projectors did."""
+    for name in ("embeddings", "backbone", "head"):
+        getattr(joined.model, name).load_state_dict(_below(saved, f"model.{name}."))
+
+
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
@@ -151,9 +157,11 @@ def projection(
                  joined.film_head):  # fmt: skip
         assert part is not None
         part.requires_grad_(True)
-    run = Run(joined, Schedule(steps=steps, rate=1e-3, matrix_rate=1.5e-3, warmup=50, decay=0.6), folder, "projection")
+    run = Run(
+        joined, Schedule(steps=steps, rate=1.2e-3, matrix_rate=1.5e-3, warmup=50, decay=0.6), folder, "projection"
+    )
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice)
+    packer, made = Packer(drawn=True), mixture.makers(voice, turns=1)  # what is asked does not matter here
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(f"{seed} projection {step}")
@@ -161,7 +169,7 @@ def projection(
         with products():
             features, dense = joined.encode(packed)
             found = gaps(features, wanted_features(joined, packed.known))
-        return {"loss": torch.stack(list(found.values())).sum() + 0.5 * dense, "dense": dense, **found}
+        return {"loss": torch.stack(list(found.values())).sum() + dense, "dense": dense, **found}
 
     run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
 

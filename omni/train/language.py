@@ -114,10 +114,14 @@ def language(
     *,
     steps: int = 6000,
     phases: Sequence[mixture.Phase] = mixture.PHASES,
+    settled: int = 5400,
     seed: int = 1,
     quiet: bool = False,
 ) -> Knowing:
-    """The backbone on what the renderer knows; short tasks for the first steps, then all."""
+    """The backbone on what the renderer knows; short tasks for the first steps, then all.
+
+    settled: steps after which the stand-in stays as it is, so that projectors can learn its features meanwhile.
+    """
     torch.manual_seed(seed)
     both = Knowing(tiny_config())
     for part in (
@@ -138,6 +142,7 @@ def language(
 
     def objective(step: int) -> dict[str, Tensor]:
         torch.manual_seed(seed * 1_000_003 + step)
+        both.stand_in.requires_grad_(step < settled)
         rng = Random(f"{seed} language {step}")
         phase = next(phase for phase in phases if step < phase.until)
         packed = packer(mixture.draw(rng, made, phase.weights, phase.tokens))

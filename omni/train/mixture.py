@@ -20,7 +20,7 @@ def makers(voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: i
     return {
         "line": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.line,), drawn=drawn),
         "lines": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.lines,), drawn=drawn),
-        "small document": lambda r: documents.questions(r, faces, turns=turns, patches=160, kinds=short, drawn=drawn),
+        "small document": lambda r: documents.questions(r, faces, turns=turns, patches=240, kinds=short, drawn=drawn),
         "document": lambda r: documents.questions(r, faces, turns=turns, drawn=drawn),
         "pages": lambda r: documents.pages(r, faces, turns=turns, drawn=drawn),
         "transcription": lambda r: documents.transcription(r, faces, drawn=drawn),

@@ -31,11 +31,12 @@ IMAGE, IMAGE_START, IMAGE_END, SOUND_TOKEN, SOUND_START, SOUND_END = 18, 21, 22,
 class Known:
     """What the renderer knows, one entry an item in the batch's order.
 
-    pictures: (rows, cols, fields) of each; films: (tubelets, rows, cols, fields of both frames); sounds: (tokens,
-    fields).
+    pictures: (rows, cols, fields) of each; blurred: guesses at the same, (guesses, rows, cols, fields); films:
+    (tubelets, rows, cols, fields of both frames); sounds: (tokens, fields).
     """
 
     pictures: tuple[np.ndarray, ...] = ()
+    blurred: tuple[np.ndarray, ...] = ()
     films: tuple[np.ndarray, ...] = ()
     sounds: tuple[np.ndarray, ...] = ()
 
@@ -60,6 +61,7 @@ class _Parts:
     media: list[Media] = field(default_factory=list)
     count: dict[str, int] = field(default_factory=lambda: {"image": 0, "tubelet": 0, "audio": 0})
     pictures: list[np.ndarray] = field(default_factory=list)
+    blurred: list[np.ndarray] = field(default_factory=list)
     films: list[np.ndarray] = field(default_factory=list)
     sounds: list[np.ndarray] = field(default_factory=list)
 
@@ -105,7 +107,12 @@ class Packer:
                 media=Media.pack(parts.media) if parts.media else Media(),
             ),
             learnt=torch.tensor(parts.learnt),
-            known=Known(pictures=tuple(parts.pictures), films=tuple(parts.films), sounds=tuple(parts.sounds)),
+            known=Known(
+                pictures=tuple(parts.pictures),
+                blurred=tuple(parts.blurred),
+                films=tuple(parts.films),
+                sounds=tuple(parts.sounds),
+            ),
             skills=tuple(skills),
         )
 
@@ -133,6 +140,7 @@ class Packer:
                 parts.slot("image", IMAGE)
                 parts.write([IMAGE_END])
                 parts.pictures.append(medium.fields)
+                parts.blurred.append(np.stack(medium.blurred or (medium.fields,)))
                 parts.media.append(self._picture(medium))
             case Film():
                 for line in video.tubelet_lines(range(len(medium.times)), None, times=medium.times):

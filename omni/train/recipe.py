@@ -1,7 +1,8 @@
 """The recipe of the model in the box, stage by stage; each resumes where it stopped.
 
 The vision tower, the audio tower and the language model learn side by side (they need nothing of one another), then
-`projection` joins them, `together` teaches the whole, `drafting` the MTP head, and `export` writes what is shipped.
+`projection` joins them, beside the last steps of the language model if need be, `together` teaches the whole,
+`drafting` the MTP head, and `export` writes what is shipped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from omni.train.data.choir import Choir
 from omni.train.data.corpus import SHARD
 from omni.train.data.voices import voices
 from omni.train.drafting import drafting
-from omni.train.joining import Joined, load_parts, projection, together
+from omni.train.joining import Joined, load_language, load_parts, projection, together
 from omni.train.language import language
 from omni.train.milestone import keep, restore
 from omni.train.mixture import ALL, PHASES, Phase
@@ -34,10 +35,10 @@ class Sizes:
     joint step.
     """
 
-    language: int = 6000
+    language: int = 9500
     vision: int = 6000
     audio: int = 4000
-    projection: int = 2000
+    projection: int = 4200
     together: int = 5000
     drafting: int = 1500
     phases: tuple[Phase, ...] = PHASES
@@ -89,6 +90,7 @@ class Recipe:
     def together(self) -> None:
         """The whole model."""
         joined = self._joined("projection")
+        load_language(joined, _checkpoint(self.folder, "language"))
         together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.joint_tokens,
                  quiet=self.quiet)  # fmt: skip
 

@@ -44,10 +44,11 @@ class Table(nn.Module):
 class StandIn(nn.Module):
     """Features of pictures, films and sounds from what is known of them.
 
-    noise: share of the characters that are misread, in training, so that a tower's mistakes are no surprise.
+    noise: share of the characters that are misread, in training, so that a tower's mistakes are no surprise; for the
+    same reason a picture's feature is the mean of several guesses at what lies in each patch.
     """
 
-    def __init__(self, width: int, noise: float = 0.02) -> None:
+    def __init__(self, width: int, noise: float = 0.03) -> None:
         super().__init__()
         self.noise = noise
         self.picture = Table(FIELDS * 4, width)
@@ -58,9 +59,12 @@ class StandIn(nn.Module):
 
     def forward(self, known: Known) -> Features:
         """Features of all items, packed as the towers' are."""
-        pictures = [shuffled(fields[None]) for fields in known.pictures]
+        pictures = [shuffled(fields) for fields in known.blurred]
         films = [shuffled(fields) for fields in known.films]
-        image = self._grids(self.picture, pictures, FIELDS)
+        guesses = [
+            self._grids(self.picture, [each[k : k + 1] for each in pictures], FIELDS) for k in range(_guesses(pictures))
+        ]
+        image = torch.stack(guesses).mean(0)
         tubelet = self._grids(self.film, films, None)
         heard = [torch.from_numpy(np.ascontiguousarray(fields)).long() for fields in known.sounds]
         audio = self.sound(self._misread(torch.cat(heard), sounds.FIELDS, 1)) if heard else self._nothing()
@@ -69,7 +73,7 @@ class StandIn(nn.Module):
             tubelet=tubelet,
             audio=audio,
             counts={
-                "image": [grid[0].numel() // grid.shape[-1] for grid in pictures],
+                "image": [grid.shape[1] * grid.shape[2] for grid in pictures],
                 "tubelet": [step.numel() // step.shape[-1] for film in films for step in film],
                 "audio": [len(fields) for fields in heard],
             },
@@ -94,6 +98,14 @@ class StandIn(nn.Module):
 
     def _nothing(self) -> Tensor:
         return self.row.new_zeros(0, self.row.shape[1])
+
+
+def _guesses(grids: Sequence[Tensor]) -> int:
+    """Of every picture in a batch; one batch has as many of each."""
+    counts = {len(grid) for grid in grids} or {1}
+    if len(counts) > 1:
+        raise ValueError(f"stand-in: pictures with {sorted(counts)} guesses in one batch; want as many of each")
+    return counts.pop()
 
 
 def shuffled(fields: np.ndarray) -> Int[Tensor, "items rows cols fields4"]:

@@ -41,7 +41,7 @@ def some_pictures(rng: Random, faces: tuple[tuple[str, str], ...], patches: int,
         elif kind < 0.15 * share:
             picture = screens.screen(rng, faces)[0]
         else:
-            picture = documents.document(rng, faces, patches=400 if share else 160)[1]
+            picture = documents.document(rng, faces, patches=640 if share else 240)[1]
         made.append(picture)
         left -= picture.fields.shape[0] * picture.fields.shape[1]
     return made

@@ -144,7 +144,7 @@ def chart(
         for wedge, paint in zip(wedges, paints, strict=True):
             _mark_slice(page, (x, height - y), radius, wedge.theta1, wedge.theta2, paint)
     page.wear(rng, wear * rng.random() * 0.7, drawn)
-    return Picture(image=page.image, fields=page.fields()), _asked(rng, kind, names, values, shares, paints, title, one)
+    return page.picture(rng, drawn), _asked(rng, kind, names, values, shares, paints, title, one)
 
 
 def _steps(step: int):

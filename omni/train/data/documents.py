@@ -336,7 +336,7 @@ class Style:
     margin: int
 
 
-def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 11, largest: int = 18) -> Style:
+def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 12, largest: int = 20) -> Style:
     """A way to print: a (regular, bold) pair of fonts, size in px, colours."""
     face, bold = rng.choice(faces)
     shade = rng.randint(228, 255)
@@ -360,7 +360,7 @@ def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 11, l
     )
 
 
-def render(document: Document, how: Style, rng: Random, patches: int = 400) -> Page:
+def render(document: Document, how: Style, rng: Random, patches: int = 640) -> Page:
     """Draw it on the smallest page that holds it, of at most `patches` patches; type shrinks until it fits."""
     size = how.size
     while True:
@@ -368,7 +368,7 @@ def render(document: Document, how: Style, rng: Random, patches: int = 400) -> P
         if page is not None:
             return page
         size = min(size - 1, int(size * 0.93))
-        if size < 7:
+        if size < 9:
             raise ValueError(f"documents.render: {len(document.rows)} rows do not fit {patches} patches; allow more")
 
 
@@ -433,8 +433,8 @@ def document(
     faces: tuple[tuple[str, str], ...],
     *,
     wear: float = 1.0,
-    patches: int = 400,
-    smallest: int = 11,
+    patches: int = 640,
+    smallest: int = 12,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     drawn: bool = True,
 ) -> tuple[Document, Picture]:
@@ -447,7 +447,7 @@ def document(
         except ValueError:
             continue
         page.wear(rng, wear * rng.random(), drawn)
-        return made, Picture(image=page.image, fields=page.fields())
+        return made, page.picture(rng, drawn)
 
 
 def questions(
@@ -456,7 +456,7 @@ def questions(
     *,
     turns: int = 4,
     wear: float = 1.0,
-    patches: int = 400,
+    patches: int = 640,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     thinking: float = 0.15,
     drawn: bool = True,
@@ -482,7 +482,7 @@ def pages(
     *,
     turns: int = 4,
     wear: float = 1.0,
-    patches: int = 400,
+    patches: int = 640,
     drawn: bool = True,
 ) -> Example:
     """Two or three pages of different kinds, and questions about what stands on one of them."""
@@ -511,7 +511,7 @@ def transcription(
     faces: tuple[tuple[str, str], ...],
     *,
     wear: float = 1.0,
-    patches: int = 400,
+    patches: int = 640,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     drawn: bool = True,
 ) -> Example:

@@ -23,11 +23,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A picture on a whole grid of patches. fields: (rows, cols, fields), see `page.FIELDS`. label: text before it."""
+    """A picture on a whole grid of patches. fields: (rows, cols, fields), see `page.FIELDS`. label: text before it.
+
+    blurred: fields as a tower sees them that is not sure on which side of a border a character lies, several guesses;
+    none where the pixels are there to be looked at.
+    """
 
     image: Image.Image
     fields: np.ndarray
     label: str = ""
+    blurred: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,11 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from omni.train.data.example import Picture
+
 PATCH = 16
 CHARS = 4  # characters told a patch; the rest of a crowded patch is left out
+BLUR = (0.2, 1.2)  # px; what a tower's guess at a character's place is off by
 ALPHABET = " " + "".join(map(chr, range(33, 127))) + "€£"
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "bar", "line", "slice", "button", "field", "bump")
 COLOURS = {
@@ -94,14 +97,29 @@ class Page:
         """Remember a mark drawn over a box (x0, y0, x1, y1)."""
         self.marks.append((*box, SHAPES.index(shape) + 1, list(COLOURS).index(colour) + 1))
 
-    def fields(self) -> np.ndarray:
-        """What each patch shows, (rows, cols, fields): characters in reading order, then shape and colour."""
+    def picture(self, rng: Random, drawn: bool = True) -> Picture:
+        """The page as a picture; where nobody looks at its pixels, with guesses at what a tower would see."""
+        guesses: tuple[np.ndarray, ...] = ()
+        if not drawn:
+            spread = rng.uniform(*BLUR)
+            guesses = (self.fields(rng, spread), self.fields(rng, spread))
+        return Picture(image=self.image, fields=self.fields(), blurred=guesses)
+
+    def fields(self, rng: Random | None = None, spread: float = 0.0) -> np.ndarray:
+        """What each patch shows, (rows, cols, fields): characters in reading order, then shape and colour.
+
+        With rng, each character is thought to lie elsewhere by about `spread` px across and half of it down.
+        """
         rows, cols = self.image.height // PATCH, self.image.width // PATCH
         out = np.zeros((rows, cols, len(FIELDS)), np.int16)
         if self.points:
             points = np.array(self.points)
             codes = np.array(self.chars, np.int16)
-            cell = np.floor(points / PATCH).astype(int)
+            guessed = points
+            if rng is not None:
+                normal = np.random.default_rng(rng.getrandbits(32)).standard_normal(points.shape)
+                guessed = points + normal * (spread, spread / 2)
+            cell = np.floor(guessed / PATCH).astype(int)
             inside = (cell >= 0).all(1) & (cell[:, 0] < cols) & (cell[:, 1] < rows) & (codes > 0)
             points, codes, cell = points[inside], codes[inside], cell[inside]
             index = cell[:, 1] * cols + cell[:, 0]

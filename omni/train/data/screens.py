@@ -90,7 +90,7 @@ def screen(
         page.mark(box, form, paint)
         remember(rng.choice((f"Where is the {form}?", f"Where is the {paint} {form}?")), box)
     page.wear(rng, 0.0 if rng.random() < 0.5 else wear * 0.4, drawn)
-    return Picture(image=page.image, fields=page.fields()), asked
+    return page.picture(rng, drawn), asked
 
 
 def questions(rng: Random, faces: tuple[tuple[str, str], ...], *, turns: int = 4, drawn: bool = True) -> Example:
