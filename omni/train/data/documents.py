@@ -336,7 +336,7 @@ class Style:
     margin: int
 
 
-def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 12, largest: int = 20) -> Style:
+def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 12, largest: int = 22) -> Style:
     """A way to print: a (regular, bold) pair of fonts, size in px, colours."""
     face, bold = rng.choice(faces)
     shade = rng.randint(228, 255)

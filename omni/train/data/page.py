@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -66,6 +67,17 @@ def glyph(path: str, size: int, char: str) -> tuple[Image.Image, int, int] | Non
     return mask, x0, y0
 
 
+class Written(NamedTuple):
+    """A line of text as it was put on a page: where it starts, its middle's height, and its type in px."""
+
+    x: Number
+    y: Number
+    text: str
+    path: str
+    size: int
+    ink: Ink
+
+
 class Page:
     """A picture of `width` x `height` px, both multiples of 32, and what is on it."""
 
@@ -75,6 +87,7 @@ class Page:
         self.points: list[tuple[float, float]] = []
         self.chars: list[int] = []
         self.marks: list[tuple[float, float, float, float, int, int]] = []
+        self.written: list[Written] = []
 
     def width_of(self, text: str, path: str, size: int) -> float:
         """Of a line of text, px."""
@@ -83,6 +96,7 @@ class Page:
     def text(self, x: Number, y: Number, text: str, path: str, size: int, ink: Ink = (0, 0, 0)) -> float:
         """Write a line with its middle at y; returns where it ends."""
         at = x
+        self.written.append(Written(x, y, text, path, size, ink))
         for char in text:
             step = advance(path, size, char)
             self.points.append((at + step / 2, y))
@@ -171,7 +185,8 @@ class Page:
         """Turn, scale and tilt, with characters and marks."""
         width, height = self.image.size
         angle = rng.gauss(0, 1.6) * strength * math.pi / 180
-        scale = 1 + rng.uniform(-0.05, 0.03) * strength
+        on_table = rng.random() < 0.3  # the paper's edge and what it lies on are seen
+        scale = rng.uniform(0.84, 0.97) if on_table else 1 + rng.uniform(-0.05, 0.03) * strength
         tilt_x, tilt_y = (rng.gauss(0, 0.04) * strength for _ in range(2))
         cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
         middle = np.array([[1, 0, width / 2], [0, 1, height / 2], [0, 0, 1.0]])
@@ -180,7 +195,7 @@ class Page:
         back = np.linalg.inv(forward)
         back = back / back[2, 2]
         if drawn:
-            paper = self.image.getpixel((1, 1))
+            paper = tuple(rng.randint(10, 200) for _ in range(3)) if on_table else self.image.getpixel((1, 1))
             self.image = self.image.transform(
                 self.image.size,
                 Image.Transform.PERSPECTIVE,
