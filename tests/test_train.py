@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 from random import Random
 
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import omni
-from omni.train import mixture
+from omni.train import mixture, ranks
 from omni.train.data.sounds import Mute
 from omni.train.drafting import losses_ahead
 from omni.train.exam import edits, exact, near, score, word_edits
@@ -174,3 +176,39 @@ def test_a_milestone_goes_on_where_it_was_kept(tmp_path: Path) -> None:
         keep(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no weights"):
         restore(tmp_path / "there", tmp_path / "nowhere")
+
+
+def _one_of_two(number: int, folder: str) -> None:
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    torch.set_num_threads(1)
+    ranks.join()
+    torch.manual_seed(0)
+    run = Run(nn.Linear(4, 4), Schedule(steps=3, warmup=1), Path(folder), "stage")
+    run.train(lambda step: halves(run.module, step)[number], quiet=True)
+    torch.distributed.destroy_process_group()
+
+
+def halves(module: nn.Module, step: int) -> list[dict[str, Tensor]]:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+    return [{"loss": (module(part) - part).square().mean()} for part in x.chunk(2)]
+
+
+def test_two_processes_take_the_step_that_one_takes_on_all_their_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "two"),), nprocs=2)
+    torch.manual_seed(0)
+    alone = Run(nn.Linear(4, 4), Schedule(steps=3, warmup=1), tmp_path / "one", "stage")
+
+    def both(step: int) -> dict[str, Tensor]:
+        first, second = halves(alone.module, step)
+        return {"loss": (first["loss"] + second["loss"]) / 2}
+
+    alone.train(both, quiet=True)
+    together = torch.load(tmp_path / "two" / "stage.pt", weights_only=True)["module"]
+    for name, value in alone.module.state_dict().items():
+        torch.testing.assert_close(together[name], value)
+    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 1

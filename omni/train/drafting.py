@@ -15,7 +15,7 @@ from torch import Tensor
 
 from omni.model import OmniModel
 from omni.ops import Lengths
-from omni.train import mixture
+from omni.train import mixture, ranks
 from omni.train.data.sounds import Voice
 from omni.train.language import answers
 from omni.train.loop import Run, Schedule, products
@@ -61,7 +61,7 @@ def drafting(
     packer, made = Packer(drawn=True), mixture.makers(voice)
 
     def objective(step: int) -> dict[str, Tensor]:
-        packed = packer(mixture.draw(Random(f"{seed} drafting {step}"), made, mixture.ALL, tokens))
+        packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.ALL, tokens))
         with torch.no_grad(), products():
             features = model.encode(packed.batch.media)
             _, _, places, hidden = answers(model, packed, features)

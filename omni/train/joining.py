@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from omni.model import OmniModel
 from omni.splice import Features
-from omni.train import mixture
+from omni.train import mixture, ranks
 from omni.train.data.page import FIELDS
 from omni.train.data.sounds import Voice
 from omni.train.language import BALANCE_LOSS, Balancer, Knowing, answers, right_answers
@@ -164,7 +164,7 @@ def projection(
     packer, made = Packer(drawn=True), mixture.makers(voice, turns=1)  # what is asked does not matter here
 
     def objective(step: int) -> dict[str, Tensor]:
-        rng = Random(f"{seed} projection {step}")
+        rng = Random(ranks.seed(f"{seed} projection {step}"))
         packed = packer(mixture.draw(rng, made, IMITATED, tokens))
         with products():
             features, dense = joined.encode(packed)
@@ -197,7 +197,7 @@ def together(
     packer, made = Packer(drawn=True), mixture.makers(voice)
 
     def objective(step: int) -> dict[str, Tensor]:
-        rng = Random(f"{seed} together {step}")
+        rng = Random(ranks.seed(f"{seed} together {step}"))
         packer.rate = rng.choice((0.0, 0.0, 0.3, 0.5, 0.7))
         packed = packer(mixture.draw(rng, made, mixture.ALL, tokens))
         with products():

@@ -18,7 +18,7 @@ from omni.config import OmniConfig
 from omni.model import OmniModel
 from omni.moe import Router
 from omni.splice import Features
-from omni.train import mixture
+from omni.train import mixture, ranks
 from omni.train.data.sounds import Mute
 from omni.train.loop import Run, Schedule, products
 from omni.train.packing import Packed, Packer, expanded
@@ -55,8 +55,9 @@ class Balancer:
     def step(self) -> float:
         """Move the biases; returns the largest load over the mean."""
         worst = 0.0
-        for router, chosen, _ in self.seen:
-            load = chosen.flatten().bincount(minlength=router.config.experts).float()
+        loads = [chosen.flatten().bincount(minlength=router.config.experts).float() for router, chosen, _ in self.seen]
+        ranks.add_up(loads)
+        for (router, _, _), load in zip(self.seen, loads, strict=True):
             router.e_score_correction_bias += BALANCE_STEP * (load.mean() - load).sign()
             worst = max(worst, float(load.max() / load.mean()))
         self.seen.clear()
@@ -143,7 +144,7 @@ def language(
     def objective(step: int) -> dict[str, Tensor]:
         torch.manual_seed(seed * 1_000_003 + step)
         both.stand_in.requires_grad_(step < settled)
-        rng = Random(f"{seed} language {step}")
+        rng = Random(ranks.seed(f"{seed} language {step}"))
         phase = next(phase for phase in phases if step < phase.until)
         packed = packer(mixture.draw(rng, made, phase.weights, phase.tokens))
         with products():

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from omni.precision import fast_bfloat16
+from omni.train import ranks
 from omni.train.muon import Muon
 
 
@@ -60,7 +61,9 @@ class Run:
         return self.folder / f"{self.stage}.pt"
 
     def save(self) -> None:
-        """Write the checkpoint; the one before stays until this is whole."""
+        """Write the checkpoint; the one before stays until this is whole. Of several processes, the first one does."""
+        if ranks.rank():
+            return
         state = {
             "module": self.module.state_dict(),
             "optimisers": [each.state_dict() for each in self.optimisers],
@@ -92,7 +95,9 @@ class Run:
             optimiser.zero_grad()
         losses = objective(self.step)
         losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], self.schedule.clip)
+        learning = [p for p in self.module.parameters() if p.requires_grad]
+        ranks.average_gradients(learning)
+        norm = nn.utils.clip_grad_norm_(learning, self.schedule.clip)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"{self.stage}, step {self.step}: the gradient is {float(norm)}; lower the rate")
         for optimiser in self.optimisers:
@@ -116,7 +121,7 @@ class Run:
         count, saved, started = 0, time.monotonic(), time.monotonic()
         before = self.seconds
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=quiet) as progress:
+        with Progress(*columns, disable=quiet or ranks.rank() > 0) as progress:
             task = progress.add_task(self.stage, total=self.schedule.steps, completed=self.step)
             while self.step < self.schedule.steps:
                 for name, value in self.advance(objective).items():
@@ -125,7 +130,7 @@ class Run:
                 self.seconds = before + time.monotonic() - started
                 last = self.step == self.schedule.steps
                 extra: dict[str, float] = {}
-                if evaluate is not None and (last or self.step % evaluate_every == 0):
+                if evaluate is not None and not ranks.rank() and (last or self.step % evaluate_every == 0):
                     self.module.eval()
                     with torch.no_grad():
                         extra = evaluate()
@@ -143,6 +148,8 @@ class Run:
         self.module.eval()
 
     def _log(self, line: dict[str, Any]) -> None:
+        if ranks.rank():
+            return
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
