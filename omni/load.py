@@ -12,6 +12,7 @@ import torch
 
 from omni.checkpoint import folder_of, read_config
 from omni.codec import read_tokenizer
+from omni.compiled import compile_steps
 from omni.config import OmniConfig
 from omni.hf import from_hf
 from omni.model import OmniModel
@@ -86,14 +87,19 @@ def load(
     dtype: torch.dtype | Literal["auto"] = "auto",
     device: torch.device | str = "auto",
     quantize: Format | None = None,
+    compile: bool = False,
 ) -> tuple[OmniModel, OmniProcessor]:
     """Load "tiny" (the model in the package), a local folder or a hub repository's id → (model, processor).
 
     For asking: on a CPU its weights are packed (`omni.packed`), so it reads and writes faster and cannot be trained;
     take `OmniModel.from_pretrained` for that. No remote code is run. See there for dtype, device, quantize and errors.
+    compile: single tokens run through compiled kernels (`omni.compiled`), which needs a C++ compiler and some seconds
+    at first.
     """
     model = OmniModel.from_pretrained(path, dtype, device, quantize)
     if quantize is None and model.device.type == "cpu":
-        pack(model)
+        pack(model, rows=compile)
+    if compile:
+        compile_steps(model)
     tokenizer = model.codec.tokenizer if model.codec else _tokenizer(path)
     return model, OmniProcessor.of(model.config, tokenizer)

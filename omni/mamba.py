@@ -7,6 +7,7 @@ projection. dt is limited to (0, inf) alike in prefill and in decode, and the st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,13 @@ class Scale(nn.Module):
 
 
 class Mamba(nn.Module):
-    """One Mamba-2 mixer over packed sequences."""
+    """One Mamba-2 mixer over packed sequences.
+
+    step: a compiled kernel for one token between the two projections, of (projected, history, state), where there is
+    one.
+    """
+
+    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __init__(self, config: MambaConfig, width: int, eps: float) -> None:
         super().__init__()
@@ -96,7 +103,7 @@ class Mamba(nn.Module):
         """A, and D for every channel; kept until the weights change where no gradient is wanted."""
         if torch.is_grad_enabled():
             return -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
-        now = [(weight.data_ptr(), weight._version) for weight in (self.A_log, self.D)]
+        now = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in (self.A_log, self.D)]
         if self._kept is None or self._kept[0] != now:
             with torch.inference_mode(False), torch.no_grad():
                 made = -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
@@ -117,7 +124,13 @@ class Mamba(nn.Module):
         """Scan each sequence from its state (zeros when None), and leave the new state in it."""
         c = self.config
         before = state or self.new_state(len(lengths), u.device, u.dtype)
-        z, xbc, dt = self.in_proj(u).split([c.inner, c.channels, c.heads], -1)
+        projected = self.in_proj(u)
+        if self.step is not None and len(u) == 1 and fast(u):
+            y, history, ssm = self.step(projected, before.history, before.ssm)
+            if state is not None:
+                state.replace(MambaState(history, ssm))
+            return self.out_proj(y)
+        z, xbc, dt = projected.split([c.inner, c.channels, c.heads], -1)
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         one = fast(u) and max(lengths) == 1
         short = max(lengths) <= SHORT

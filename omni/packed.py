@@ -2,17 +2,19 @@
 
 plain  bfloat16 or float32 in oneDNN's blocked layout: the same numbers; with one row two to four times as fast as
        torch's own linear.
-int8   a scale for each output row, symmetric. Activations become two terms of eight bits a row, so that products are
-       exact to some 2^-14 of a row's largest activation, at the speed of integers.
+rows   the weight as it is, row after row, where compiled kernels are to read it.
+int8   a scale for each output row, symmetric. A few rows take torch's int8 kernel; for many the codes are unpacked,
+       some output rows at a time, into a scratch of x's dtype.
 int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
-       many the codes are unpacked, group by group of output rows, into a scratch of bfloat16.
+       many the codes are unpacked likewise, into bfloat16.
 
 A packed model reads and writes; it is not trained. `dense` gives each weight back, in four and eight bits as rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 
 from omni.backbone import Block
 from omni.identity import Origin
-from omni.kernels import mix_experts, routes
+from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import Experts, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
@@ -32,6 +34,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 BLOCK = 64  # output rows that torch's int4 layout puts together
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
 FEW = 16  # rows up to which the int4 kernel is faster than unpacking
+FEW_EIGHTS = 8  # and the int8 kernel
 BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
 UNPACKED = 2**22  # weights unpacked at a time
@@ -55,63 +58,63 @@ class Plain:
         return whole if dtype is None else whole.to(dtype)
 
 
+class Rows:
+    """The weight itself, row after row: for `omni.compiled`, whose kernels read it so."""
+
+    def __init__(self, weight: Float[Tensor, "rows width"]) -> None:
+        self.rows, self.width = weight.shape
+        self.weight = weight
+        self.nbytes = weight.nbytes
+
+    def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """As `F.linear`."""
+        return F.linear(x, self.weight, bias)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
+        """The same numbers again."""
+        return self.weight if dtype is None else self.weight.to(dtype)
+
+
 class Eight:
     """int8 with a scale for each row."""
 
     def __init__(self, codes: Int8[Tensor, "rows width"], scale: Float[Tensor, " rows"]) -> None:
         self.rows, self.width = codes.shape
-        self.scale = scale
-        self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self._zeros = torch.zeros(self.rows, dtype=torch.int32)
+        self.codes, self.scale = codes, scale
         self.nbytes = codes.nbytes + scale.nbytes
 
     @classmethod
     def of(cls, weight: Float[Tensor, "rows width"]) -> Eight:
-        """Scale = largest magnitude of a row / 127, rounding to nearest."""
-        weight = weight.float()
-        scale = weight.abs().amax(1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-        return cls((weight / scale[:, None]).round_().to(torch.int8), scale)
-
-    @property
-    def codes(self) -> Int8[Tensor, "rows width"]:
-        """The codes as they came."""
-        return self._packed.to_dense().t().contiguous()
-
-    @staticmethod
-    def terms(x: Float[Tensor, "tokens width"]) -> tuple[UInt8[Tensor, "twice width"], Float[Tensor, "tokens 1"]]:
-        """x in steps of a 127th of each row's largest magnitude, about 128: the coarse terms of all rows, then what
-        they leave, 254 times as fine; and the steps.
-        """
-        wide = x.float()
-        step = torch.linalg.vector_norm(wide, float("inf"), -1, keepdim=True).div_(127)
-        step.clamp_min_(torch.finfo(torch.float32).tiny)
-        wide = torch.addcmul(_MIDDLE, wide, step.reciprocal())
-        coarse = wide.round()
-        terms = torch.empty(2, *x.shape, dtype=torch.uint8)
-        terms[0] = coarse
-        terms[1] = torch.add(_MIDDLE + 0.5, wide.sub_(coarse), alpha=254)  # cut off, not rounded: hence the half
-        return terms.flatten(0, 1), step
-
-    def product(self, terms: UInt8[Tensor, "tokens width"]) -> Float[Tensor, "tokens rows"]:
-        """Terms times the weight."""
-        return _QLINEAR(
-            terms, 1.0, 128, self._packed, self.scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-
-    @staticmethod
-    def sum(products: Float[Tensor, "2 tokens rows"], step: Float[Tensor, "#tokens 1"]) -> Float[Tensor, "tokens rows"]:
-        """What the coarse and the fine terms give together."""
-        return torch.add(products[0], products[1], alpha=1 / 254).mul_(step)
+        """See `eight`."""
+        return cls(*eight(weight))
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
-        """Two products of integers, one with x's coarse terms and one with what they leave."""
-        terms, step = self.terms(x)
-        out = self.sum(self.product(terms).view(2, len(x), -1), step)
+        """A few rows in bfloat16, whatever x is in; many in x's dtype, in which the codes are exact."""
+        if len(x) <= FEW_EIGHTS:
+            out = _EIGHT(x.bfloat16(), self.codes, _ones(self.rows))
+        else:
+            most = max(1, UNPACKED // self.width)
+            parts = [x @ part.to(x.dtype).t() for part in self.codes.split(most)]
+            out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        out = out.mul_(self.scale)
         return (out if bias is None else out.add_(bias)).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """code * scale."""
         return (self.codes.float() * self.scale[:, None]).to(dtype or torch.float32)
+
+
+def eight(weight: Float[Tensor, "*stack rows width"]) -> tuple[Int8[Tensor, "*stack rows width"], Tensor]:
+    """Codes and a scale for each row: its largest magnitude / 127, rounding to nearest."""
+    weight = weight.float()
+    scale = weight.abs().amax(-1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
+    return (weight / scale[..., None]).round_().to(torch.int8), scale
+
+
+@lru_cache(maxsize=64)
+def _ones(size: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(size, dtype=torch.bfloat16)
 
 
 class Four:
@@ -166,13 +169,12 @@ class Four:
             yield torch.addcmul(scales[..., 1], codes.bfloat16(), scales[..., 0]).view(self.width, -1)
 
 
-_MIDDLE = torch.tensor(128.0)  # of eight bits without a sign
 _POINTWISE = torch.ops.mkldnn._linear_pointwise.default
-_QLINEAR = torch.ops.onednn.qlinear_pointwise.default
+_EIGHT = torch.ops.aten._weight_int8pack_mm.default
 _FOUR = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-Weight = Plain | Eight | Four
+Weight = Plain | Rows | Eight | Four
 
 
 def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
@@ -207,11 +209,26 @@ class PackedLinear(nn.Module):
 
 
 class Stack:
-    """One matrix of each expert, packed; origin: of what they were packed from."""
+    """One matrix of each expert, packed; origin: of what they were packed from.
 
-    def __init__(self, weights: Float[Tensor, "experts rows width"], form: Format | None) -> None:
-        self.weights = [packed(weight, form) for weight in weights.detach()]
+    whole, scales: the matrices or their codes in one tensor, (experts, rows, width), and the codes' scales, where
+    they lie row after row.
+    """
+
+    whole: Tensor | None = None
+    scales: Tensor | None = None
+
+    def __init__(self, weights: Float[Tensor, "experts rows width"], form: Format | None, rows: bool = False) -> None:
         self.origin = Origin.of(weights, form)
+        self.weights: list[Weight]
+        if form == "int8":
+            self.whole, self.scales = eight(weights.detach())
+            self.weights = [Eight(*each) for each in zip(self.whole, self.scales, strict=True)]
+        elif form is None and rows:
+            self.whole = weights.detach()
+            self.weights = [Rows(weight) for weight in self.whole]
+        else:
+            self.weights = [packed(weight, form) for weight in weights.detach()]
 
 
 class PackedExperts(nn.Module):
@@ -223,7 +240,7 @@ class PackedExperts(nn.Module):
 
     def __init__(self, stacks: dict[str, Stack], biases: dict[str, Tensor | None], clamp: float | None) -> None:
         super().__init__()
-        self.clamp = clamp
+        self.clamp, self.stacks = clamp, stacks
         self.origin = {name: stack.origin for name, stack in stacks.items()}
         self.up, self.down = stacks["up_proj"].weights, stacks["down_proj"].weights
         self.gate = stacks["gate_proj"].weights if "gate_proj" in stacks else None
@@ -232,40 +249,23 @@ class PackedExperts(nn.Module):
             self.register_parameter(name, None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @classmethod
-    def of(cls, experts: Experts, form: Format | None) -> PackedExperts:
-        """From plain ones."""
-        stacks = {name: Stack(w, form) for name in STACKS if (w := getattr(experts, name)) is not None}
+    def of(cls, experts: Experts, form: Format | None, rows: bool = False) -> PackedExperts:
+        """From plain ones; rows: in no format, they stay row after row."""
+        stacks = {name: Stack(w, form, rows) for name in STACKS if (w := getattr(experts, name)) is not None}
         biases = {name: getattr(experts, name) for name in BIASES}
         return cls(stacks, {name: None if b is None else b.detach() for name, b in biases.items()}, experts.clamp)
 
     def mix(
         self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor
     ) -> Float[Tensor, "tokens width"]:
-        """As `Experts`; a single token's experts are taken together, and terms of eight bits are made once for all."""
-        if self.gate is not None or self.up_bias is not None:
+        """As `Experts`; a single token's experts are taken together."""
+        if len(x) > 1 or self.gate is not None or self.up_bias is not None:
             return mix_experts(x, chosen, weights, self)
-        if len(x) > 1:
-            return (
-                self._mix_eights(x, chosen, weights)
-                if isinstance(self.up[0], Eight)
-                else mix_experts(x, chosen, weights, self)
-            )
         numbers = chosen[0].tolist()
-        hidden = relu2(of_one_row([self.up[number] for number in numbers], x))
-        results = of_rows([self.down[number] for number in numbers], hidden)
+        hidden = relu2(torch.cat([self.up[number].linear(x, None) for number in numbers]))
+        downs = (self.down[number] for number in numbers)
+        results = torch.cat([down.linear(row, None) for down, row in zip(downs, hidden[:, None], strict=True)])
         return (weights.float() @ results.float()).to(x.dtype)
-
-    def _mix_eights(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        terms, step = Eight.terms(x)
-        terms = terms.view(2, len(x), -1)
-        out = torch.zeros(x.shape, dtype=torch.float32)
-        for number, rows, shares in routes(chosen, weights):
-            up, down = self.up[number], self.down[number]
-            assert isinstance(up, Eight)
-            products = up.product(terms.index_select(1, rows).flatten(0, 1)).view(2, len(rows), -1)
-            hidden = F.relu(Eight.sum(products, step.index_select(0, rows)), inplace=True).square_()
-            out.index_add_(0, rows, down.linear(hidden, None).mul_(shares))
-        return out.to(x.dtype)
 
     def forward(self, expert: int, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """As `Experts`."""
@@ -276,26 +276,6 @@ class PackedExperts(nn.Module):
             gate = self.gate[expert].linear(x, bias_of(self.gate_bias, expert))
             hidden = F.silu(gate) * hidden if self.clamp is None else clamped_swiglu(gate, hidden, self.clamp)
         return self.down[expert].linear(hidden, bias_of(self.down_bias, expert))
-
-
-def of_one_row(weights: Sequence[Weight], x: Float[Tensor, "1 width"]) -> Float[Tensor, "weights rows"]:
-    """The same row times each of several weights; its terms are made once."""
-    if isinstance(weights[0], Eight):
-        terms, step = Eight.terms(x)
-        products = [weight.product(terms) for weight in weights if isinstance(weight, Eight)]
-        return Eight.sum(torch.stack(products, 1), step).to(x.dtype)
-    return torch.cat([weight.linear(x, None) for weight in weights])
-
-
-def of_rows(weights: Sequence[Weight], x: Float[Tensor, "weights width"]) -> Float[Tensor, "weights rows"]:
-    """Each row times a weight of its own."""
-    if isinstance(weights[0], Eight):
-        terms, step = Eight.terms(x)
-        terms = terms.view(2, len(x), -1).transpose(0, 1).contiguous()  # a row's two terms side by side
-        eights = [weight for weight in weights if isinstance(weight, Eight)]
-        products = [weight.product(pair) for weight, pair in zip(eights, terms, strict=True)]
-        return Eight.sum(torch.stack(products, 1), step).to(x.dtype)
-    return torch.cat([weight.linear(row, None) for weight, row in zip(weights, x[:, None], strict=True)])
 
 
 def check(form: str | None, device: torch.device) -> None:
@@ -311,8 +291,10 @@ def packs(module: nn.Module, leaf: str) -> bool:
     return (isinstance(module, nn.Linear) and leaf == "weight") or (isinstance(module, Experts) and leaf in STACKS)
 
 
-def pack(model: nn.Module, form: Format | None = None) -> None:
+def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> None:
     """Pack every linear and all experts of a model, in place, one after the other.
+
+    rows: in no format, experts stay row after row, as `omni.compiled` reads them.
 
     Raises ValueError for a format that is not known, and off the CPU.
     """
@@ -322,7 +304,7 @@ def pack(model: nn.Module, form: Format | None = None) -> None:
             if isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child.weight, child.bias, form))
             elif isinstance(child, Experts):
-                setattr(module, name, PackedExperts.of(child, form))
+                setattr(module, name, PackedExperts.of(child, form, rows))
     widen(model)
 
 
