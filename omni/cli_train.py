@@ -13,7 +13,10 @@ from omni.shell import console, fail
 def train(
     what: Annotated[str, typer.Argument(help="tiny: the model in the box")] = "tiny",
     stage: Annotated[
-        str, typer.Option(help="all, or language, vision, audio, projection, together, drafting, export; keep, restore")
+        str,
+        typer.Option(
+            help="all, or language, vision, audio, projection, together, drafting, export; exam, keep, restore"
+        ),
     ] = "all",
     folder: Annotated[Path, typer.Option(help="checkpoints and log; a stage goes on where it stopped")] = Path(
         "checkpoints/tiny"

@@ -13,17 +13,17 @@ from dataclasses import asdict, dataclass
 from random import Random
 
 import jiwer
-import torch
 
 from omni.answer import Result
 from omni.generate import Stream
 from omni.load import OmniProcessor
-from omni.model import OmniModel
+from omni.model import OmniModel, Prune
 from omni.train import mixture
 from omni.train.data import texts
 from omni.train.data.example import Example, Film, Medium, Picture, Recording
 from omni.train.data.sounds import Voice
 from processors.batch import Batch
+from token_reduction import random_dropping
 
 Mark = Callable[[str, str], tuple[float, float]]  # (answer, truth) → what was got of what could be got
 
@@ -41,7 +41,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paper:
-    """A part of the exam. maker: of mixture.makers; only turns of `skill` count where it is named; rate: of EVS."""
+    """A part of the exam.
+
+    maker: of mixture.makers; only turns of `skill` count where it is named. rate: of the clips' tokens that are
+    pruned, by `prune` (None: the model's own way).
+    """
 
     name: str
     maker: str
@@ -50,6 +54,7 @@ class Paper:
     examples: int = 100
     thinking: bool = False
     rate: float = 0.0
+    prune: Prune | None = None
     longest: int = 96
 
 
@@ -87,9 +92,13 @@ PAPERS = (
     Paper(name="sound and video questions", maker="sound and video", mark=exact, examples=80),
     Paper(name="video, half the tokens pruned", maker="video", skill="video", mark=exact, examples=120, rate=0.5),
     Paper(name="video, three quarters pruned", maker="video", skill="video", mark=exact, examples=120, rate=0.75),
+    Paper(
+        name="video, three quarters dropped at random", maker="video", skill="video", mark=exact, examples=120,
+        rate=0.75, prune=random_dropping,
+    ),
     Paper(name="sums, thinking off", maker="sums", mark=exact, examples=150),
     Paper(name="sums, thinking on", maker="sums", mark=exact, examples=150, thinking=True, longest=160),
-)
+)  # fmt: skip
 
 
 def parts_of(media: Sequence[Medium], rate: float = 0.0) -> list[dict[str, object]]:
@@ -146,8 +155,12 @@ def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, 
         for index, turn in enumerate(example.turns)
         if not paper.skill or (turn.skill or example.skill) == paper.skill
     ]
-    with torch.no_grad():
+    own = model.prune
+    try:
+        model.prune = paper.prune or own
         answers = ask(model, processor, asked, thinking=paper.thinking, rate=paper.rate, longest=paper.longest)
+    finally:
+        model.prune = own
     marks = [
         paper.mark(answer.text, example.turns[turn].answer)
         for answer, (example, turn) in zip(answers, asked, strict=True)

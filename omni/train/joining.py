@@ -198,7 +198,7 @@ def together(
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(ranks.seed(f"{seed} together {step}"))
-        packer.rate = rng.choice((0.0, 0.0, 0.3, 0.5, 0.7))
+        packer.rate = rng.choice((0.0, 0.0, 0.3, 0.5, 0.75))
         packed = packer(mixture.draw(rng, made, mixture.ALL, tokens))
         with products():
             features, dense = joined.encode(packed)

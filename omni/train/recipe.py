@@ -7,18 +7,21 @@ The vision tower, the audio tower and the language model learn side by side (the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from omni.load import load
 from omni.model import OmniModel
 from omni.train.audio_tower import audio
 from omni.train.data.choir import Choir
 from omni.train.data.corpus import SHARD
 from omni.train.data.voices import voices
 from omni.train.drafting import drafting
+from omni.train.exam import PAPERS, record, sit, table
 from omni.train.joining import Joined, load_language, load_parts, projection, together
 from omni.train.language import language
 from omni.train.milestone import keep, restore
@@ -107,6 +110,15 @@ class Recipe:
         model.load_state_dict(saved)
         export(model, self.out)
 
+    def exam(self) -> None:
+        """Examine what `export` wrote; the marks lie beside the checkpoints, in exam.json."""
+        model, processor = load(self.out)
+        voice, scores = self._choir(held_out=True), []
+        for paper in PAPERS:
+            scores.append(sit(model, processor, voice, paper))
+            print(table(scores[-1:]).splitlines()[-1], flush=True)
+            (self.folder / "exam.json").write_text(json.dumps(record(scores), indent=1) + "\n")
+
     def keep(self) -> None:
         """Keep the weights of all stages so far with the code."""
         print("kept:", ", ".join(keep(self.folder)))
@@ -136,7 +148,11 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "drafting": Recipe.drafting,
     "export": Recipe.export,
 }
-BESIDE: dict[str, Callable[[Recipe], None]] = {"keep": Recipe.keep, "restore": Recipe.restore}  # when told only
+BESIDE: dict[str, Callable[[Recipe], None]] = {  # when told only
+    "exam": Recipe.exam,
+    "keep": Recipe.keep,
+    "restore": Recipe.restore,
+}
 
 
 def export(model: OmniModel, out: Path) -> None:
