@@ -179,8 +179,8 @@ def together(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 3000,
-    tokens: int = 2048,
+    steps: int = 2200,
+    tokens: int = 4096,
     seed: int = 1,
     held_out: Voice | None = None,
     quiet: bool = False,
@@ -192,7 +192,12 @@ def together(
     assert model.mtp is not None
     model.mtp.requires_grad_(False)
     balancer = Balancer(model.backbone)
-    run = Run(joined, Schedule(steps=steps, rate=7e-4, matrix_rate=1e-3, warmup=50, decay=0.7), folder, "together")
+    run = Run(
+        joined,
+        Schedule(steps=steps, rate=1.2e-3, matrix_rate=1.8e-3, warmup=50, decay=0.7, weight_decay=0.05),
+        folder,
+        "together",
+    )
     run.resume()
     packer, made = Packer(drawn=True), mixture.makers(voice)
 
@@ -205,7 +210,7 @@ def together(
             logits, targets, _, _ = answers(model, packed, features)
         loss, balance = F.cross_entropy(logits.float(), targets), balancer.loss()
         balancer.step()
-        return {"loss": loss + 0.2 * dense + BALANCE_LOSS * balance, "answers": loss, "dense": dense}
+        return {"loss": loss + 0.5 * dense + BALANCE_LOSS * balance, "answers": loss, "dense": dense}
 
     run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
 

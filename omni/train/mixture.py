@@ -48,9 +48,9 @@ class Phase:
 
 
 ALL = {
-    "lines": 1.0, "small document": 1.5, "document": 4.0, "pages": 0.7, "transcription": 1.5, "chart": 0.8,
-    "screen": 0.8, "video": 2.0, "time": 1.0, "speech": 1.0, "sounds": 0.4, "sound and video": 0.8, "copying": 0.3,
-    "look-up": 0.7, "sums": 1.0,
+    "lines": 1.0, "small document": 1.5, "document": 4.0, "pages": 1.0, "transcription": 1.5, "chart": 1.4,
+    "screen": 0.4, "video": 1.5, "time": 1.4, "speech": 2.0, "sounds": 1.0, "sound and video": 1.4, "copying": 0.3,
+    "look-up": 0.4, "sums": 4.0,
 }  # fmt: skip
 
 

@@ -34,20 +34,21 @@ TINY = Path(__file__).parents[1] / "tiny"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Steps of each stage; the language stage's phases, patches of a vision step, tokens of an audio step and of a
-    joint step.
+    """Steps of each stage; the language stage's phases, patches of a vision step, tokens of an audio step, of a step
+    of the projectors or the drafting head, and of a step of the whole (in each process).
     """
 
     language: int = 9500
     vision: int = 6000
     audio: int = 4000
     projection: int = 4200
-    together: int = 5000
+    together: int = 2200
     drafting: int = 1500
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
     audio_tokens: int = 700
     joint_tokens: int = 2048
+    whole_tokens: int = 4096
     voices: tuple[str, ...] | None = None  # all, or those of these names
     shards: int | None = None
     utterances: int = SHARD
@@ -57,6 +58,7 @@ SHIPPED = Sizes()
 SMOKE = Sizes(
     language=2, vision=2, audio=2, projection=2, together=2, drafting=2,
     phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, audio_tokens=100, joint_tokens=300,
+    whole_tokens=300,
     voices=("espeak en-us", "espeak en-us+m3"), shards=1, utterances=4,
 )  # fmt: skip
 
@@ -94,7 +96,7 @@ class Recipe:
         """The whole model."""
         joined = self._joined("projection")
         load_language(joined, _checkpoint(self.folder, "language"))
-        together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.joint_tokens,
+        together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.whole_tokens,
                  quiet=self.quiet)  # fmt: skip
 
     def drafting(self) -> None:

@@ -458,7 +458,7 @@ def questions(
     wear: float = 1.0,
     patches: int = 640,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
-    thinking: float = 0.15,
+    thinking: float = 0.25,
     drawn: bool = True,
 ) -> Example:
     """A page and questions about it; in a share `thinking` of them the line that shows the answer is quoted first."""

@@ -67,9 +67,9 @@ def added(a: int, b: int) -> str:
     return "\n".join(lines)
 
 
-def sums(rng: Random, *, thinking: bool | None = None, digits: int = 4) -> Example:
-    """Add two numbers of up to `digits` digits, at once or thought through."""
-    low = rng.randint(2, digits)
+def sums(rng: Random, *, thinking: bool | None = None, digits: int = 3) -> Example:
+    """Add two numbers of as many digits, up to `digits`, at once or thought through."""
+    low = rng.randint(1, digits)
     a, b = (rng.randint(10 ** (low - 1), 10**low - 1) for _ in range(2))
     thinks = rng.random() < 0.5 if thinking is None else thinking
     question = rng.choice(("What is {} + {}?", "{} + {} = ?", "Add {} and {}.")).format(a, b)
