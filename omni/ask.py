@@ -82,9 +82,6 @@ def ask(
     """
     if not question.strip():
         raise ValueError("ask: the question is empty; say what you want to know")
-    choices = settings.get("choices", ("",))
-    if isinstance(choices, str) or not choices:
-        raise ValueError(f"ask: choices {choices!r} came; want a list of texts, such as ['yes', 'no']")
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
     chat: dict[str, Any] = {"enable_thinking": think and budget != 0}

@@ -225,7 +225,7 @@ class OmniModel(nn.Module):
         grace: int | None = None,
         logprobs: bool = False,
         schema: Mapping[str, Any] | None = None,
-        choices: Sequence[str] = (),
+        choices: Sequence[str] | None = None,
         draft: int | Literal["auto"] | None = None,
         memory: Memory | None = None,
         stream: bool = False,
@@ -236,6 +236,8 @@ class OmniModel(nn.Module):
         the multi-token head ("auto": as many as pay off). memory: what was read before (`omni.memory`). Raises
         ValueError where the model has no tokenizer, or settings do not fit.
         """
+        if choices is not None and (isinstance(choices, str) or not choices):
+            raise ValueError(f"generate: choices {choices!r} came; want a list of texts, such as ['yes', 'no']")
         settings = Settings(
             max_new_tokens=max_new_tokens,
             sampling=Sampling(
@@ -251,7 +253,7 @@ class OmniModel(nn.Module):
             grace=grace,
             logprobs=logprobs,
             schema=schema,
-            choices=tuple(choices),
+            choices=tuple(choices or ()),
         )
         pieces = generate(self, batch, settings, memory=memory, draft=draft)
         return pieces if stream else pieces.result
