@@ -31,7 +31,10 @@ from omni.ops import clamped_swiglu, relu2
 
 Format = Literal["int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-BLOCK = 64  # output rows that torch's int4 layout puts together
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+BLOCK = 64 if CAPABILITY == "AVX512" else 32  # output rows that torch's int4 layout puts together
+HALVES = CAPABILITY in ("AVX512", "AVX2")  # a byte holds rows half a block apart; else neighbours
+FILLED = 64  # rows are filled up to a multiple of this
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
 FEW = 16  # rows up to which the int4 kernel is faster than unpacking
 FEW_EIGHTS = 8  # and the int8 kernel
@@ -133,7 +136,7 @@ class Four:
         """Each group's codes 0 to 15 stand for its least to its largest value, evenly."""
         rows, width = weight.shape
         group = next(size for size in GROUPS if width % size == 0)
-        weight = F.pad(weight.float(), (0, 0, 0, -rows % BLOCK))
+        weight = F.pad(weight.float(), (0, 0, 0, -rows % FILLED))
         grouped = weight.view(len(weight), -1, group)
         low, high = grouped.amin(-1), grouped.amax(-1)
         scale = ((high - low) / 15).clamp_min(1e-30).bfloat16()
@@ -162,8 +165,10 @@ class Four:
         for start in range(0, len(blocks), most):
             part = blocks[start : start + most]
             codes = torch.empty(self.width, len(part), BLOCK, dtype=torch.int8)
-            codes[..., : BLOCK // 2] = (part & 15).transpose(0, 1)
-            codes[..., BLOCK // 2 :] = (part >> 4).transpose(0, 1)
+            low = codes[..., : BLOCK // 2] if HALVES else codes[..., 0::2]
+            high = codes[..., BLOCK // 2 :] if HALVES else codes[..., 1::2]
+            low.copy_((part & 15).transpose(0, 1))
+            high.copy_((part >> 4).transpose(0, 1))
             codes = codes.sub_(8).view(len(self.scales), self.group, -1)
             scales = self.scales[:, None, start * BLOCK : (start + len(part)) * BLOCK]
             yield torch.addcmul(scales[..., 1], codes.bfloat16(), scales[..., 0]).view(self.width, -1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,26 @@ def test_a_plainly_packed_model_saves_what_it_was_loaded_from(tmp_path: Path) ->
     first, second = (OmniModel.from_pretrained(tmp_path / name, torch.float32) for name in ("first", "second"))
     for (name, one), (_, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_four_bits_are_the_same_on_every_processor(capability: str) -> None:
+    """torch lays four bits out by what the processor can do; few rows and many must agree with the weight on each."""
+    script = """
+import torch
+from omni.packed import Four
+weight, x = torch.randn(100, 96), torch.randn(40, 96).bfloat16()
+made, wanted = Four.of(weight), x.float() @ weight.T
+for rows in (1, 40):
+    error = (made.linear(x[:rows], None).float() - wanted[:rows]).norm() / wanted[:rows].norm()
+    assert error < 0.15, (rows, error)
+"""
+    able = {"DEFAULT": 0, "AVX2": 1, "AVX512": 2}
+    if able.get(torch.backends.cpu.get_cpu_capability(), 0) < able[capability.upper()]:
+        pytest.skip(f"this processor has no {capability}")
+    env = os.environ | {"ATEN_CPU_CAPABILITY": capability}
+    ran = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-1000:]
 
 
 def test_unknown_formats_and_devices_are_refused() -> None:
