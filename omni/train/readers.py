@@ -23,7 +23,7 @@ from processors import image
 from processors.batch import Media
 from processors.video import REFERENCE, VideoRule, tubelets
 
-BLANK = 0.15  # weight of a patch's empty slots, which are most
+BLANK = 0.4  # weight of a patch's empty slots, which are most
 
 
 def picture_media(pictures: Sequence[Picture], rule: image.PixelRule) -> Media:

@@ -38,8 +38,8 @@ class Sizes:
     of the projectors or the drafting head, and of a step of the whole (in each process).
     """
 
-    language: int = 9500
-    vision: int = 6000
+    language: int = 10500
+    vision: int = 15000
     audio: int = 4000
     projection: int = 4200
     together: int = 2200

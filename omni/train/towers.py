@@ -28,6 +28,7 @@ from processors.image import PixelRule
 
 RULE = PixelRule()
 FILMS = 12  # clips a step
+READING = 6000  # steps after which small blocks full of text are most of what is seen, and clips come seldom
 
 
 def some_pictures(rng: Random, faces: tuple[tuple[str, str], ...], patches: int, share: float = 1.0) -> list[Picture]:
@@ -47,6 +48,18 @@ def some_pictures(rng: Random, faces: tuple[tuple[str, str], ...], patches: int,
     return made
 
 
+def some_blocks(rng: Random, faces: tuple[tuple[str, str], ...], patches: int) -> list[Picture]:
+    """Blocks of text for the most part, of 100 patches or fewer: a third of the work a character of whole pages."""
+    made = some_pictures(rng, faces, 1) if rng.random() < 0.5 else []
+    left = patches - sum(picture.fields.shape[0] * picture.fields.shape[1] for picture in made)
+    while left > 0:
+        kinds = (documents.block,) if rng.random() < 0.85 else documents.KINDS
+        picture = documents.document(rng, faces, patches=110 if len(kinds) == 1 else 200, kinds=kinds)[1]
+        made.append(picture)
+        left -= picture.fields.shape[0] * picture.fields.shape[1]
+    return made
+
+
 def some_films(rng: Random, count: int) -> list[Film]:
     """Short clips."""
     made: list[Film] = []
@@ -57,7 +70,9 @@ def some_films(rng: Random, count: int) -> list[Film]:
     return made
 
 
-def vision(folder: Path, *, steps: int = 6000, patches: int = 3000, seed: int = 1, quiet: bool = False) -> VisionReader:
+def vision(
+    folder: Path, *, steps: int = 15000, patches: int = 3000, seed: int = 1, quiet: bool = False
+) -> VisionReader:
     """The vision tower alone, on characters and marks in patches of pictures and of clips."""
     torch.manual_seed(seed)
     reader = VisionReader(RadioVit(VISION))
@@ -67,8 +82,13 @@ def vision(folder: Path, *, steps: int = 6000, patches: int = 3000, seed: int = 
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(f"{seed} vision {step}")
-        pictures = some_pictures(rng, faces, patches, share=0.0 if step < 150 else 1.0)
+        if step < READING:
+            pictures = some_pictures(rng, faces, patches, share=0.0 if step < 150 else 1.0)
+        else:
+            pictures = some_blocks(rng, faces, patches)
         loss = field_loss(reader.pictures(picture_media(pictures, RULE)), picture_fields(pictures), FIELDS)
+        if step >= READING and step % 5:
+            return {"loss": loss, "pictures": loss}
         films = some_films(rng, FILMS)
         seen = field_loss(reader.films(film_media(films)), film_fields(films), FILM_FIELDS)
         return {"loss": loss + seen, "pictures": loss, "films": seen}

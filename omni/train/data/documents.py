@@ -313,6 +313,17 @@ def line(rng: Random) -> Document:
     return page
 
 
+def block(rng: Random) -> Document:
+    """Lines full of text from edge to edge: the most to read on the least paper."""
+    page, length = Document(), rng.randint(8, 26)
+    made = (words.sentence, words.code, words.person, _value, words.invented, _symbols, lambda r: spelled(money(r)))
+    text = " ".join(rng.choice(made)(rng) for _ in range(4 * length))
+    for _ in range(rng.randint(3, 10)):
+        start = rng.randrange(len(text) - length)
+        page.add("left", text[start : start + length].strip() or "-", bold=rng.random() < 0.2)
+    return page
+
+
 def _symbols(rng: Random) -> str:
     """Characters at random, in groups."""
     alphabet = "".join(map(chr, range(33, 127)))
