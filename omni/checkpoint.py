@@ -24,6 +24,7 @@ from omni.keys import Source, sources
 from omni.packed import BIASES, STACKS, Format, PackedExperts, PackedLinear, Stack, check, dense, packs, widen
 from omni.tensors import Reader, with_scales
 
+WHOLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # files of a checkpoint
 TINY = Path(__file__).parent / "tiny"  # the model in the package
 UNUSED = re.compile(
     r"(^|\.)(radio_model\.(input_conditioner\.norm_(mean|std)|summary_idxs)|input_conditioner\.norm_(mean|std)|summary_idxs"
@@ -63,7 +64,7 @@ class Checkpoint:
     @classmethod
     def open(cls, path: str | Path) -> Checkpoint:
         """A local folder, or a repository of the hub by its id (downloaded, or taken from the hub's cache)."""
-        return cls(folder_of(path, ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]))
+        return cls(folder_of(path, WHOLE))
 
     def fill(
         self,
@@ -120,16 +121,16 @@ class Checkpoint:
             if form is None or not packs(module, leaf):
                 filled[name] = value
             elif leaf in STACKS:
-                stacks.setdefault(path, {})[leaf] = Stack(value, form)
+                stacks.setdefault(path, {})[leaf] = Stack.of(value, form)
             else:
-                linears[path] = PackedLinear(value, None, form)
+                linears[path] = PackedLinear.of(value, None, form)
         reader.close()
         left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
         for name in left_out:
             fresh = torch.ones if name.endswith("weight") else torch.zeros
             filled[name] = fresh(targets[name].shape, dtype=filled["embeddings.weight"].dtype, device=device)
         if form is not None and config.backbone.tied:
-            linears["head"] = PackedLinear(filled["embeddings.weight"], None, form)
+            linears["head"] = PackedLinear.of(filled["embeddings.weight"], None, form)
         for path, linear in linears.items():
             model.set_submodule(path, linear)
         for path, parts in stacks.items():

@@ -18,6 +18,7 @@ from omni.cli_ask import ask
 from omni.cli_bench import bench
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
+from omni.cli_quantize import quantize
 from omni.cli_train import train
 from omni.shell import Commands, console, fail, size
 
@@ -202,6 +203,7 @@ app.add_typer(bench, name="bench")
 app.command()(ingest)
 app.command()(listen)
 app.command()(replay)
+app.command()(quantize)
 app.command()(train)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -61,10 +62,20 @@ def _changes(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def samples(shape: Sequence[int]) -> int:
+    """How many values of a tensor are kept."""
+    size = math.prod(shape)
+    return -(-size // _step(size))
+
+
+def _step(size: int) -> int:
+    return max(1, -(-size // SAMPLES))
+
+
 def _spread(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
-    step = max(1, -(-len(flat) // SAMPLES))
-    values = flat[::step].cpu()
+    step = _step(len(flat))
+    values = flat[::step].cpu().clone()  # not a view, which would keep the whole weight
     return values.float() if values.dtype.is_floating_point else values.long()
 
 

@@ -20,7 +20,7 @@ from encoders.timm_tower import TimmConfig, TimmTower
 from encoders.vision import RadioVit, VisionConfig
 from omni.answer import Result, Settings
 from omni.backbone import Backbone
-from omni.checkpoint import Checkpoint, save
+from omni.checkpoint import WHOLE, Checkpoint, folder_of, read_config, save
 from omni.codec import Codec
 from omni.config import OmniConfig
 from omni.generate import Stream, generate
@@ -29,7 +29,8 @@ from omni.identity import Identity
 from omni.memory import Memory
 from omni.mtp import MTP
 from omni.ops import Lengths
-from omni.packed import Format
+from omni.packed import Format, check
+from omni.packed_file import is_packed, is_quantised, load_packed, save_packed
 from omni.precision import cpu_dtype
 from omni.projector import Projector
 from omni.sampling import Sampling
@@ -97,15 +98,21 @@ class OmniModel(nn.Module):
 
         dtype "auto" keeps each tensor's own (quantised ones become bfloat16), or takes float32 and says so on a CPU
         that is slow in half precision; device "auto" takes CUDA if there is one. quantize packs the weights of linears
-        and experts in eight or four bits while they come, for a CPU; such a model reads and writes, and is not trained
-        or saved. Where the folder has a tokenizer, the model can generate. Weights stream in one by one: the peak is
-        the model and one tensor. Raises ValueError naming every key that is missing, unknown or of a wrong shape;
-        nothing is loaded then.
+        and experts in eight or four bits while they come, for a CPU; such a model reads and writes, and is not trained;
+        saved, it is loaded again in moments, its weights mapped from the file. Where the folder has a tokenizer, the
+        model can generate. Weights stream in one by one: the peak is the model and one tensor. Raises ValueError
+        naming every key that is missing, unknown or of a wrong shape; nothing is loaded then.
         """
-        checkpoint = Checkpoint.open(path)
-        config = from_hf(checkpoint.config)
+        folder = folder_of(path, WHOLE)
+        config = from_hf(read_config(folder))
         with torch.device("meta"):
             model = cls(config)
+        if is_packed(folder):
+            check(quantize, torch.device("cpu" if device == "auto" else device))
+            load_packed(model, folder, quantize, dtype)
+            model.codec = Codec.from_folder(folder, config)
+            return model.eval()
+        checkpoint = Checkpoint(folder)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto" and torch.device(device).type == "cpu":
@@ -115,8 +122,13 @@ class OmniModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str | Path, shard_bytes: int = 5_000_000_000) -> None:
-        """Write config.json and safetensors in dialect A, which transformers, mlx-vlm and vLLM load."""
-        save(self, self.config, to_hf(self.config), Path(path), shard_bytes)
+        """Write config.json and safetensors in dialect A, which transformers, mlx-vlm and vLLM load; a quantised model
+        as it is, in one file of our own that is mapped when it is loaded (`omni.packed_file`).
+        """
+        if is_quantised(self):
+            save_packed(self, to_hf(self.config), Path(path))
+        else:
+            save(self, self.config, to_hf(self.config), Path(path), shard_bytes)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ A packed model reads and writes; it is not trained. `dense` gives each weight ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -38,6 +38,7 @@ FILLED = 64  # rows are filled up to a multiple of this
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
 FEW = 16  # rows up to which the int4 kernel is faster than unpacking
 FEW_EIGHTS = 8  # and the int8 kernel
+LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
 UNPACKED = 2**22  # weights unpacked at a time
@@ -93,7 +94,7 @@ class Eight:
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """A few rows in bfloat16, whatever x is in; many in x's dtype, in which the codes are exact."""
-        if len(x) <= FEW_EIGHTS:
+        if len(x) <= FEW_EIGHTS and self.width % LANES == 0:
             out = _EIGHT(x.bfloat16(), self.codes, _ones(self.rows))
         else:
             most = max(1, UNPACKED // self.width)
@@ -199,12 +200,17 @@ class PackedLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, weight: Float[Tensor, "rows width"], bias: Tensor | None, form: Format | None) -> None:
+    def __init__(self, weight: Weight, bias: Tensor | None, origin: Origin) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.packed = packed(weight.detach(), form)
+        self.out_features, self.in_features = weight.rows, weight.width
+        self.packed = weight
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
-        self.origin = {"weight": Origin.of(weight, form)}
+        self.origin = {"weight": origin}
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "rows width"], bias: Tensor | None, form: Format | None) -> PackedLinear:
+        """From a weight as it was."""
+        return cls(packed(weight.detach(), form), bias, Origin.of(weight, form))
 
     def forward(self, x: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens rows"]:
         """As `nn.Linear`."""
@@ -220,20 +226,21 @@ class Stack:
     they lie row after row.
     """
 
-    whole: Tensor | None = None
-    scales: Tensor | None = None
+    def __init__(
+        self, weights: Sequence[Weight], origin: Origin, whole: Tensor | None = None, scales: Tensor | None = None
+    ) -> None:
+        self.weights, self.origin, self.whole, self.scales = list(weights), origin, whole, scales
 
-    def __init__(self, weights: Float[Tensor, "experts rows width"], form: Format | None, rows: bool = False) -> None:
-        self.origin = Origin.of(weights, form)
-        self.weights: list[Weight]
+    @classmethod
+    def of(cls, weights: Float[Tensor, "experts rows width"], form: Format | None, rows: bool = False) -> Stack:
+        """From weights as they were; rows: in no format, they stay row after row."""
+        origin, weights = Origin.of(weights, form), weights.detach()
         if form == "int8":
-            self.whole, self.scales = eight(weights.detach())
-            self.weights = [Eight(*each) for each in zip(self.whole, self.scales, strict=True)]
-        elif form is None and rows:
-            self.whole = weights.detach()
-            self.weights = [Rows(weight) for weight in self.whole]
-        else:
-            self.weights = [packed(weight, form) for weight in weights.detach()]
+            whole, scales = eight(weights)
+            return cls([Eight(*each) for each in zip(whole, scales, strict=True)], origin, whole, scales)
+        if form is None and rows:
+            return cls([Rows(weight) for weight in weights], origin, weights)
+        return cls([packed(weight, form) for weight in weights], origin)
 
 
 class PackedExperts(nn.Module):
@@ -256,7 +263,7 @@ class PackedExperts(nn.Module):
     @classmethod
     def of(cls, experts: Experts, form: Format | None, rows: bool = False) -> PackedExperts:
         """From plain ones; rows: in no format, they stay row after row."""
-        stacks = {name: Stack(w, form, rows) for name in STACKS if (w := getattr(experts, name)) is not None}
+        stacks = {name: Stack.of(w, form, rows) for name in STACKS if (w := getattr(experts, name)) is not None}
         biases = {name: getattr(experts, name) for name in BIASES}
         return cls(stacks, {name: None if b is None else b.detach() for name, b in biases.items()}, experts.clamp)
 
@@ -307,7 +314,7 @@ def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> No
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child.weight, child.bias, form))
+                setattr(module, name, PackedLinear.of(child.weight, child.bias, form))
             elif isinstance(child, Experts):
                 setattr(module, name, PackedExperts.of(child, form, rows))
     widen(model)

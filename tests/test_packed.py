@@ -9,20 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokens
 import torch
 from conversations import PROCESSOR, config, film, picture, ready, user
 from torch import nn
+from typer.testing import CliRunner
 
+import omni
+from omni.cli import app
 from omni.model import OmniModel
 from omni.moe import Experts, MoE, MoEConfig
-from omni.packed import Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed
+from omni.packed import BLOCK, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed
+from omni.packed_file import LAYOUT, NAME
 
 FORMS: list[Format | None] = [None, "int8", "int4"]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(96, 64), (100, 96), (257, 128)])
+@pytest.mark.parametrize("shape", [(96, 64), (100, 96), (257, 128), (12, 40)])
 @pytest.mark.parametrize("tokens", [1, 3, 40])
 @torch.inference_mode()
 def test_products_are_those_of_the_dense_weight(
@@ -37,10 +42,10 @@ def test_products_are_those_of_the_dense_weight(
     made = packed(weight, form)
     wanted = x.float() @ made.dense(torch.float32).T + bias.float()
     error = float((made.linear(x, bias).float() - wanted).norm() / wanted.norm())
-    few = {None: 0, "int8": 8, "int4": 40}[form]  # rows up to which a kernel takes x in bfloat16
+    few = {Eight: 8 if shape[1] % 16 == 0 else 0, Four: 40}.get(type(made), 0)  # rows up to which x is in bfloat16
     exact = dtype == torch.float32 and tokens > few
     assert error < (1e-4 if exact else 4e-3)
-    assert made.nbytes < {None: 1.01, "int8": 1.1, "int4": 1.0}[form] * weight.numel() * (
+    assert made.nbytes < {None: 1.01, "int8": 1.2, "int4": 1.2}[form] * weight.numel() * (
         1 if form else weight.itemsize
     )
 
@@ -116,12 +121,10 @@ def test_weights_packed_while_loading_are_those_packed_afterwards(tmp_path: Path
     loaded = OmniModel.from_pretrained(tmp_path, torch.float32, quantize=quantize)
     pack(model, quantize)
     assert loaded.identity.fingerprint == model.identity.fingerprint
-    tokens = torch.arange(12)
+    ids = torch.arange(12)
     with torch.inference_mode():
-        made, wanted = (m.score(m.read(m.look_up(tokens), (12,))) for m in (loaded, model))
+        made, wanted = (m.score(m.read(m.look_up(ids), (12,))) for m in (loaded, model))
     assert torch.equal(made, wanted)
-    with pytest.raises(ValueError, match="a quantised model came"):
-        loaded.save_pretrained(tmp_path / "again")
 
 
 def test_a_plainly_packed_model_saves_what_it_was_loaded_from(tmp_path: Path) -> None:
@@ -159,3 +162,61 @@ def test_unknown_formats_and_devices_are_refused() -> None:
         check("int3", torch.device("cpu"))
     with pytest.raises(ValueError, match="packed weights are the CPU's"):
         check("int8", torch.device("meta"))
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_a_quantised_model_is_the_same_after_saving_and_loading(tmp_path: Path, quantize: Format) -> None:
+    model = ready(config())
+    pack(model, quantize)
+    model.save_pretrained(tmp_path)
+    loaded = OmniModel.from_pretrained(tmp_path, quantize=quantize)
+    assert loaded.identity.fingerprint == model.identity.fingerprint
+    for left, right in zip(loaded.state_dict().items(), model.state_dict().items(), strict=True):
+        assert left[0] == right[0]
+        assert torch.equal(left[1], right[1]), left[0]
+    ids = torch.arange(12)
+    with torch.inference_mode():
+        made, wanted = (m.score(m.read(m.look_up(ids), (12,))) for m in (loaded, model))
+    assert torch.equal(made, wanted)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / NAME).read_bytes() == (tmp_path / NAME).read_bytes()
+
+
+def test_a_packed_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    model = ready(config())
+    pack(model, "int4")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is in int4, quantize='int8' came"):
+        OmniModel.from_pretrained(tmp_path, quantize="int8")
+    with pytest.raises(ValueError, match=r"is in torch.float32, dtype torch.bfloat16 came"):
+        OmniModel.from_pretrained(tmp_path, torch.bfloat16)
+    with pytest.raises(ValueError, match="already holds"):
+        ready(config()).save_pretrained(tmp_path)
+    whole = (tmp_path / NAME).read_bytes()
+    layout = LAYOUT.replace(str(BLOCK), "99")
+    changed = {
+        "blocks of 99 rows": whole.replace(LAYOUT.encode(), layout.encode()),
+        "says it is omni packed 9": whole.replace(b"omni packed 1", b"omni packed 9"),
+        "make it again with omni quantize": whole[: len(whole) // 2],
+    }
+    for number, (wanted, content) in enumerate(changed.items()):
+        folder = tmp_path / str(number)  # not in place: a file that is mapped may not shrink
+        folder.mkdir()
+        (folder / "config.json").write_bytes((tmp_path / "config.json").read_bytes())
+        (folder / NAME).write_bytes(content)
+        with pytest.raises(ValueError, match=wanted):
+            OmniModel.from_pretrained(folder)
+
+
+def test_the_shell_quantises_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
+    ready(config()).save_pretrained(tmp_path / "model")
+    tokens.tokenizer().save_pretrained(tmp_path / "model")
+    command = ["quantize", str(tmp_path / "model"), "-o", str(tmp_path / "small"), "--format", "int8"]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    model, processor = omni.load(tmp_path / "small")
+    batch = processor(user("What?"), enable_thinking=False)
+    assert model.generate(batch, 4).tokens
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2
+    assert "is not an empty folder" in " ".join(again.output.split())
