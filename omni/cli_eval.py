@@ -236,14 +236,12 @@ def study(
 ) -> None:
     """One figure along one setting, on the package's own tasks, drawn as KIND.png."""
     with _told():
-        from omni.eval.study import KINDS
+        from omni.eval.study import kind_of
         from omni.eval.study import study as measure
         from omni.eval.study_plot import plot
         from omni.load import load
 
-        chosen = next((known for known in KINDS if known == kind), None)
-        if chosen is None:
-            raise ValueError(f"study: {kind!r} is unknown; want one of {', '.join(KINDS)}")
+        chosen = kind_of(kind)
         with _bar(as_json) as begin:
             found = measure(chosen, lambda form: load(model, quantize=form), out, limit=limit, begin=begin)
         plot(chosen, found, out / f"{chosen}.png", f"{Path(model).name}: {chosen}")

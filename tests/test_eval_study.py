@@ -113,6 +113,11 @@ def test_a_study_is_measured_and_drawn(kind: Any, tmp_path: Path, monkeypatch: p
         assert asked[0].tokens["thinking"] == 0
 
 
+def test_an_unknown_study_is_named() -> None:
+    with pytest.raises(ValueError, match="'weather' is unknown; want one of evs"):
+        study.kind_of("weather")
+
+
 def test_nothing_measured_is_nothing_to_draw(tmp_path: Path) -> None:
     empty: list[Measured] = []
     with pytest.raises(ValueError, match="nothing was measured"):

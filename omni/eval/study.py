@@ -37,6 +37,14 @@ SHARES = (0.4, 0.5, 0.65, 0.8, 1.0)
 FORMATS: tuple[Format | None, ...] = (None, "int8", "int4")
 
 
+def kind_of(name: str) -> Kind:
+    """Raises ValueError for a name that is unknown."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise ValueError(f"study: {name!r} is unknown; want one of {', '.join(KINDS)}")
+
+
 def _random(features: Tensor, clips: Tensor, rates: Tensor) -> Tensor:
     """Drawn anew from one seed, so that a run can be repeated and resumed."""
     return random_dropping(features, clips, rates, torch.Generator().manual_seed(0))
