@@ -16,6 +16,7 @@ from rich.table import Table
 
 from omni.cli_ask import ask
 from omni.cli_bench import bench
+from omni.cli_eval import evaluate
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.cli_quantize import quantize
@@ -82,6 +83,7 @@ PARTS = {
     "demo": ("gradio", "pip install 'omni[demo]'"),
     "server": ("fastapi", "pip install 'omni[serve]'"),
     "word error rate": ("jiwer", "pip install 'omni[eval]'"),
+    "benchmarks' data": ("datasets", "pip install 'omni[eval]'"),
     "mamba-ssm": ("mamba-ssm", "pip install 'omni[cuda]', with a CUDA device"),
 }
 
@@ -200,6 +202,7 @@ def plan(
 
 app.command()(ask)
 app.add_typer(bench, name="bench")
+app.add_typer(evaluate, name="eval")
 app.command()(ingest)
 app.command()(listen)
 app.command()(replay)

@@ -6,22 +6,20 @@ with a 95 % interval; the model card's table is this, and a slow test asks it ag
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 
-import jiwer
-
 from omni.answer import Result
 from omni.generate import Stream
+from omni.interval import interval
 from omni.load import OmniProcessor
 from omni.model import OmniModel, Prune
 from omni.train import mixture
 from omni.train.data import texts
 from omni.train.data.example import Example, Film, Medium, Picture, Recording
 from omni.train.data.sounds import Voice
+from omni.train.marks import edits, exact, near, word_edits
 from processors.batch import Batch
 from token_reduction import random_dropping
 
@@ -56,28 +54,6 @@ class Paper:
     rate: float = 0.0
     prune: Prune | None = None
     longest: int = 96
-
-
-def exact(answer: str, truth: str) -> tuple[float, float]:
-    """1 where the answer is the truth, letter by letter."""
-    return float(answer.strip() == truth), 1.0
-
-
-def edits(answer: str, truth: str) -> tuple[float, float]:
-    """Character errors of the truth's characters."""
-    return jiwer.cer(truth, answer) * len(truth), float(len(truth))
-
-
-def word_edits(answer: str, truth: str) -> tuple[float, float]:
-    """Word errors of the truth's words."""
-    count = len(truth.split())
-    return jiwer.wer(truth, answer) * count, float(count)
-
-
-def near(answer: str, truth: str, within: float = 1.0) -> tuple[float, float]:
-    """1 where a time lies within one tubelet (two frames, half a second apart at least) of the true one."""
-    found = re.match(r"([0-9]+\.?[0-9]*)", answer.strip())
-    return float(found is not None and abs(float(found[1]) - float(truth.split()[0])) <= within), 1.0
 
 
 PAPERS = (
@@ -143,19 +119,23 @@ def ask(
     return answers
 
 
-def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, seed: int = 1) -> Score:
-    """One paper."""
+def questions(voice: Voice, paper: Paper, seed: int = 1) -> list[tuple[Example, int]]:
+    """What a paper asks, each as (example, turn); the same from the same seed."""
     made = mixture.makers(voice, held_out=True, turns=2)
     made["sums"] = lambda rng: texts.sums(rng, thinking=paper.thinking)
     rng = Random(f"exam {seed} {paper.maker}")
     examples = [made[paper.maker](rng) for _ in range(paper.examples)]
-    asked = [
+    return [
         (example, index)
         for example in examples
         for index, turn in enumerate(example.turns)
         if not paper.skill or (turn.skill or example.skill) == paper.skill
     ]
-    own = model.prune
+
+
+def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, seed: int = 1) -> Score:
+    """One paper."""
+    asked, own = questions(voice, paper, seed), model.prune
     try:
         model.prune = paper.prune or own
         answers = ask(model, processor, asked, thinking=paper.thinking, rate=paper.rate, longest=paper.longest)
@@ -168,16 +148,9 @@ def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, 
     return score(paper.name, marks, seed)
 
 
-def score(name: str, marks: Sequence[tuple[float, float]], seed: int = 1, draws: int = 2000) -> Score:
+def score(name: str, marks: Sequence[tuple[float, float]], seed: int = 1) -> Score:
     """The sum got over the sum to be got, with a bootstrap interval over the questions."""
-    value = sum(got for got, _ in marks) / sum(most for _, most in marks)
-    rng = Random(seed)
-    means = []
-    for _ in range(draws):
-        drawn = rng.choices(marks, k=len(marks))
-        means.append(sum(got for got, _ in drawn) / sum(most for _, most in drawn))
-    means.sort()
-    low, high = means[math.floor(0.025 * draws)], means[math.ceil(0.975 * draws) - 1]
+    value, low, high = interval(marks, seed)
     return Score(skill=name, value=value, low=low, high=high, questions=len(marks))
 
 

@@ -12,13 +12,15 @@ from PIL import Image
 class Turn:
     """A question and its answer; thinking: what is thought first ("" where the turn is answered at once).
 
-    skill: what the turn counts as, where it is not the example's.
+    skill: what the turn counts as, where it is not the example's. box: where a click is right, as shares of the
+    picture (left, top, right, bottom).
     """
 
     question: str
     answer: str
     thinking: str = ""
     skill: str = ""
+    box: tuple[float, float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,8 @@ def _point(page: Page, box: tuple[float, float, float, float]) -> str:
 
 def screen(
     rng: Random, faces: tuple[tuple[str, str], ...], *, wear: float = 0.3, drawn: bool = True
-) -> tuple[Picture, list[tuple[str, str, tuple[float, float, float, float]]]]:
-    """A window; what can be asked: (question, answer, the box in which a click is right, as shares)."""
+) -> tuple[Picture, list[tuple[str, str, tuple[float, float, float, float] | None]]]:
+    """A window; what can be asked: (question, answer, the box in which a click is right, as shares; None: no click)."""
     width, height = 32 * rng.randint(7, 11), 32 * rng.randint(5, 9)
     dark = rng.random() < 0.25
     grey = rng.randint(30, 60) if dark else rng.randint(225, 255)
@@ -34,14 +34,14 @@ def screen(
     page = Page(width, height, back)
     page.draw = ImageDraw.Draw(page.image)
     face, size = rng.choice(faces)[0], rng.randint(11, 15)
-    asked: list[tuple[str, str, tuple[float, float, float, float]]] = []
+    asked: list[tuple[str, str, tuple[float, float, float, float] | None]] = []
     bar = size + rng.randint(6, 12)
     page.draw.rectangle(
         (0, 0, width, bar), COLOURS[rng.choice(PAINTS)] if rng.random() < 0.5 else tuple(max(0, c - 25) for c in back)
     )
     title = rng.choice(words.TOPICS + words.NOUNS).capitalize()
     page.text(8, bar / 2, title, face, size, ink)
-    asked.append(("What is the title of the window?", title, (0.0, 0.0, 1.0, 1.0)))
+    asked.append(("What is the title of the window?", title, None))
     taken = [(0.0, 0.0, float(width), float(bar + 4))]
 
     def place(w: Number, h: Number) -> tuple[float, float, float, float] | None:
@@ -97,4 +97,5 @@ def questions(rng: Random, faces: tuple[tuple[str, str], ...], *, turns: int = 4
     """A screen and where its parts are."""
     picture, asked = screen(rng, faces, drawn=drawn)
     chosen = rng.sample(asked, min(turns, len(asked)))
-    return Example(skill="screen", media=(picture,), turns=tuple(Turn(question=q, answer=a) for q, a, _ in chosen))
+    made = tuple(Turn(question=q, answer=a, box=box) for q, a, box in chosen)
+    return Example(skill="screen", media=(picture,), turns=made)
