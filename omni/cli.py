@@ -16,6 +16,7 @@ from rich.table import Table
 
 from omni.cli_ask import ask
 from omni.cli_bench import bench
+from omni.cli_demo import demo
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.cli_train import train
@@ -199,6 +200,7 @@ def plan(
 
 app.command()(ask)
 app.add_typer(bench, name="bench")
+app.command()(demo)
 app.command()(ingest)
 app.command()(listen)
 app.command()(replay)
