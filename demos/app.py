@@ -58,11 +58,17 @@ def look() -> dict[str, Any]:
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     ).set(
+        body_background_fill="*neutral_50",
+        block_border_width="1px",
+        input_border_width="1px",
+        button_secondary_border_color="*border_color_primary",
+        button_border_width="1px",
         block_title_background_fill="none",
         block_title_text_color="*body_text_color_subdued",
         block_title_padding="0",
         block_title_text_weight="500",
         block_label_background_fill="*background_fill_primary",
+        block_label_background_fill_dark="*background_fill_primary",
         block_label_text_color="*body_text_color_subdued",
         block_label_text_weight="500",
     )

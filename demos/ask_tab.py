@@ -40,6 +40,7 @@ def build(desk: Desk, session: gr.State, every: list[Sample]) -> None:
         file_count="multiple",
         sources=["upload", "microphone"],
         autofocus=True,
+        elem_classes="chatbox",
         max_plain_text_length=100_000,
     )
     with gr.Row(elem_classes="tools"):
@@ -60,7 +61,7 @@ def build(desk: Desk, session: gr.State, every: list[Sample]) -> None:
     many: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
     box.submit(say, [session, box, budget, most], [chat, box, notice, stop], api_name="ask", **many)
     stop.click(halt, session, None, queue=False, api_visibility="private")
-    new.click(clear, session, [chat, notice, box], api_visibility="private", **many)
+    gr.on([new.click, chat.clear], clear, session, [chat, notice, box], api_visibility="private", **many)
 
 
 def _title(sample: Sample) -> str:

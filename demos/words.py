@@ -50,8 +50,11 @@ def cost(told: Told) -> str:
     seconds, tokens = told.result.seconds, len(told.result.tokens)
     first = told.result.seconds["encode"] + told.result.seconds["prefill"]
     pace = f", {tokens / seconds['decode']:.0f} tokens a second" if seconds["decode"] else ""
+    since = "the files were read" if told.state_tokens else "the question"
     cut = " Cut off at the length limit." if told.result.stopped == "length" else ""
-    return f"{told.result.prompt_tokens:,} tokens in, {tokens:,} out; first word after {first:.2f} s{pace}.{cut}"
+    return (
+        f"{told.result.prompt_tokens:,} tokens in, {tokens:,} out; first word {first:.2f} s after {since}{pace}.{cut}"
+    )
 
 
 def paced(pieces: Iterable[object]) -> Iterator[tuple[object, bool]]:
