@@ -17,6 +17,7 @@ from rich.table import Table
 from omni.cli_ask import ask
 from omni.cli_bench import bench
 from omni.cli_eval import evaluate
+from omni.cli_demo import demo
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.cli_quantize import quantize
@@ -203,6 +204,7 @@ def plan(
 app.command()(ask)
 app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
+app.command()(demo)
 app.command()(ingest)
 app.command()(listen)
 app.command()(replay)
