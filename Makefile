@@ -12,7 +12,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each
 	  { echo "Python's venv module is missing; on Debian or Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"  # knows dependency groups
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,eval]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[train,eval,demo]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
 	@touch $@
 

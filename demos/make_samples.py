@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image, ImageFilter
 
+from demos.samples import SAMPLES
 from omni.train.data import charts, clips, documents, fonts, screens
 from omni.train.data.documents import Document, Style
 from omni.train.data.page import Page
 from omni.train.data.sounds import RATE
 from omni.train.data.voices import Espeak
 
-SAMPLES = Path(__file__).parent / "samples"
 VOICE = Espeak("en-us+m3")
 SHEET = (320, 416)  # pt: an invoice's page
 FPS, SECONDS = 10, 7

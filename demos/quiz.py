@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import omni
-
-SAMPLES = Path(__file__).parent / "samples"
+from demos.samples import samples
 
 
 def main() -> None:
@@ -19,16 +17,16 @@ def main() -> None:
     console = Console()
     model = omni.load("tiny")
     table = Table("file", "question", "answer", "truth", "", "seconds", title="omni ask FILE QUESTION --no-think")
-    right, questions = 0, json.loads((SAMPLES / "questions.json").read_text())
+    right, questions = 0, samples()
     for asked in questions:
         started = time.perf_counter()
-        files = [str(SAMPLES / name) for name in asked["files"]]
-        answer = omni.ask(asked["question"], *files, model=model, think=False, max_new_tokens=64).text
-        same = answer == asked["truth"]
+        answer = omni.ask(asked.question, *map(str, asked.files), model=model, think=False, max_new_tokens=64).text
+        same = answer == asked.truth
         right += same
         mark = "[green]right[/]" if same else "[red]wrong[/]"
         took = f"{time.perf_counter() - started:.2f}"
-        table.add_row(" ".join(asked["files"]), asked["question"], answer, asked["truth"], mark, took)
+        names = " ".join(file.name for file in asked.files)
+        table.add_row(names, asked.question, escape(answer), asked.truth, mark, took)
     console.print(table)
     console.print(f"{right} of {len(questions)} right")
 

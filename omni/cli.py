@@ -16,8 +16,8 @@ from rich.table import Table
 
 from omni.cli_ask import ask
 from omni.cli_bench import bench
-from omni.cli_eval import evaluate
 from omni.cli_demo import demo
+from omni.cli_eval import evaluate
 from omni.cli_listen import listen
 from omni.cli_memory import ingest, replay
 from omni.cli_quantize import quantize

@@ -115,7 +115,7 @@ NEEDLES = Task(
     options={"kind": "single", "text": "sentences", "form": "plain", "words": 100, "count": 1, "items": 100},
 )
 TASKS = (
-    *(_task(paper, SHORT[paper.name], RULES[paper.mark]) for paper in exam.PAPERS),
+    *(_task(paper, SHORT[paper.name], RULES[paper.mark]) for paper in exam.PAPERS if paper.prune is None),
     _task(CLICKS, "screens", "click"),
     NEEDLES,
 )
