@@ -56,7 +56,7 @@ def replay(receipt: Receipt, model: OmniModel, processor: Processor, files: Mapp
             differences.append(
                 f"{before.name}: the file has changed ({before.sha256[:12]} then, {now.sha256[:12]} now)"
             )
-    settings = {**receipt.settings, **receipt.settings["sampling"]}
+    settings = {**receipt.settings, **receipt.settings["sampling"], "choices": receipt.settings["choices"] or None}
     del settings["sampling"]
     result = model.generate(batch, memory=memory, **settings)
     assert isinstance(result, Result)
