@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from omni.anatomy import anatomy
 from omni.attention import AttentionConfig
 from omni.backbone import BackboneConfig, BlockConfig
+from omni.compiled import compile_steps
 from omni.config import OmniConfig
 from omni.mamba import MambaConfig
 from omni.model import OmniModel
@@ -168,9 +170,16 @@ def check_twins(config: OmniConfig, tokens: int = 96) -> float:
 
 
 def measure(
-    config: OmniConfig = HYBRID, prompt: int = 2048, new: int = 32, repeats: int = 5, peers: bool = True
+    config: OmniConfig = HYBRID,
+    prompt: int = 2048,
+    new: int = 32,
+    repeats: int = 5,
+    peers: bool = True,
+    compiled: bool = False,
 ) -> tuple[Machine, list[Speed]]:
     """Ours in bfloat16, int8 and int4, then transformers and llama.cpp where they are installed, on the same weights.
+
+    compiled: each format also with single tokens compiled (`omni.compiled`).
 
     Raises ValueError where ours does not agree with its reference.
     """
@@ -180,14 +189,16 @@ def measure(
     work = 2 * (anatomy(config).active - head) / 1e9  # GFLOP a token
     speeds: list[Speed] = []
     forms: tuple[Format | None, ...] = (None, "int8", "int4")
-    for form in forms:
+    for form, fused in product(forms, (False, True) if compiled else (False,)):
         model = random_model(config)
-        pack(model, form)
+        pack(model, form, rows=fused)
+        if fused:
+            compile_steps(model)
         read, write = ours(model, prompt, new, repeats)
         prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
         speeds.append(
             Speed(
-                engine="omni",
+                engine="omni, compiled" if fused else "omni",
                 format=form or "bf16",
                 prefill=prefill,
                 decode=decode,

@@ -40,6 +40,7 @@ def model(
     peers: Annotated[
         bool, typer.Option("--peers/--no-peers", help="transformers and llama.cpp, where installed")
     ] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="each format also with compiled steps")] = False,
 ) -> None:
     """Reading and writing of a 616M hybrid in each format, against this machine's ceilings and other engines."""
     import torch
@@ -49,7 +50,7 @@ def model(
     if threads:
         torch.set_num_threads(threads)
     try:
-        here, speeds = bench_model.measure(prompt=prompt, new=new, repeats=repeats, peers=peers)
+        here, speeds = bench_model.measure(prompt=prompt, new=new, repeats=repeats, peers=peers, compiled=compiled)
     except ValueError as error:
         fail(str(error))
     products = ", ".join(f"{name} {rate:.0f}" for name, rate in here.products.items())
