@@ -8,6 +8,7 @@ torch's cache on disk.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,15 +30,15 @@ COMPILERS = ("c++", "g++", "clang++")
 def compile_steps(model: nn.Module) -> int:
     """Let a packed model's single tokens run through compiled kernels; returns the number of layers that do.
 
-    Left as they are: experts with biases or in int4, and weights that were packed without `rows`. Raises ValueError
-    off the CPU, and where no C++ compiler is installed.
+    Left as they are, which is logged: experts with biases or in int4, and those that were packed without `rows`.
+    Raises ValueError off the CPU, and where no C++ compiler is installed.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
         raise ValueError(f"compile: a model on {device} came; these kernels are the CPU's")
     if not any(map(shutil.which, COMPILERS)):
         raise ValueError(f"compile: none of {', '.join(COMPILERS)} is installed; apt install g++, or load without it")
-    count = 0
+    count = left = 0
     for module in model.modules():
         if isinstance(module, MoE):
             module.step = _experts(module)
@@ -46,6 +47,11 @@ def compile_steps(model: nn.Module) -> int:
         else:
             continue
         count += module.step is not None
+        left += module.step is None
+    if left:
+        logging.getLogger("omni").warning(
+            f"omni: compile: experts of {left} layers stay as they are, in form or biases"
+        )
     return count
 
 

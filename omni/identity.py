@@ -95,6 +95,8 @@ class Identity:
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else machine
         forms = {o.form or " as it is" for module in model.modules() for o in getattr(module, "origin", {}).values()}
         kernels = "torch" if not forms else "packed" + ",".join(sorted(forms))
+        if any(getattr(module, "step", None) for module in model.modules()):
+            kernels += ", steps compiled"
         around = {**_libraries(), "machine": machine, "kernels": kernels, "dtype": dtype, "pruning": _rule(prune)}
         return cls(fingerprint=fingerprint(model, config), environment=around)
 

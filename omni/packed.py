@@ -41,6 +41,7 @@ FEW_EIGHTS = 8  # and the int8 kernel
 LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
+ALIGNED = 32  # bytes, of the first input that the int8 kernel takes
 UNPACKED = 2**22  # weights unpacked at a time
 
 
@@ -95,7 +96,10 @@ class Eight:
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """A few rows in bfloat16, whatever x is in; many in x's dtype, in which the codes are exact."""
         if len(x) <= FEW_EIGHTS and self.width % LANES == 0:
-            out = _EIGHT(x.bfloat16(), self.codes, _ones(self.rows))
+            narrow = x.bfloat16()
+            if narrow.data_ptr() % ALIGNED:  # the kernel ends the process at an address in between
+                narrow = narrow.clone()
+            out = _EIGHT(narrow, self.codes, _ones(self.rows))
         else:
             most = max(1, UNPACKED // self.width)
             parts = [x @ part.to(x.dtype).t() for part in self.codes.split(most)]

@@ -8,7 +8,7 @@ processor that packed them wants them, and the file says how.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,9 +44,8 @@ def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
         shapes[name] = origin.shape
         forms.add(origin.form.strip())
         tensors[f"{name}#origin"] = F.pad(origin.values, (0, SAMPLES - len(origin.values)))
-        for number, weight in enumerate(weights):
-            for part, tensor in _parts(weight).items():
-                tensors[f"{name}#{number}.{part}"] = tensor
+        for key, weight in weights.items():
+            tensors |= {f"{name}#{key}{part}": tensor for part, tensor in _parts(weight).items()}
     if len(forms) != 1 or "" in forms:
         raise ValueError(
             "save_pretrained: some weights are quantised and some are not; load it with quantize= and save"
@@ -75,16 +74,22 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
             tensor.contiguous().view(-1).view(torch.uint8).numpy().tofile(file)
 
 
-def _packed(model: nn.Module) -> Iterator[tuple[str, Origin, list[Weight]]]:
+def _packed(model: nn.Module) -> Iterator[tuple[str, Origin, Mapping[str, Weight | Stack]]]:
+    """Each packed weight: its name, what it was, and its parts by their keys; experts in int8 are one part."""
     for prefix, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            yield f"{prefix}.weight", module.origin["weight"], [module.packed]
+            yield f"{prefix}.weight", module.origin["weight"], {"": module.packed}
         elif isinstance(module, PackedExperts):
             for name, stack in module.stacks.items():
-                yield f"{prefix}.{name}", stack.origin, stack.weights
+                each = {"": stack} if stack.scales is not None else {f"{i}.": w for i, w in enumerate(stack.weights)}
+                yield f"{prefix}.{name}", stack.origin, each
 
 
-def _parts(weight: Weight) -> dict[str, Tensor]:
+def _parts(weight: Weight | Stack) -> dict[str, Tensor]:
+    if isinstance(weight, Stack):
+        assert weight.whole is not None
+        assert weight.scales is not None
+        return {"codes": weight.whole, "scale": weight.scales}
     if isinstance(weight, Eight):
         return {"codes": weight.codes, "scale": weight.scale}
     return {"four": weight.packed, "scales": weight.scales} if isinstance(weight, Four) else {}
@@ -139,14 +144,12 @@ class _Loading:
         stacks: dict[str, dict[str, Stack]] = {}
         for name, shape in self.shapes.items():
             owner, _, leaf = name.rpartition(".")
-            count, (rows, width) = (shape[0] if leaf in STACKS else 1), shape[-2:]
-            weights = [self._weight(f"{name}#{number}", rows, width) for number in range(count)]
             origin = Origin(tuple(shape), self._read(f"{name}#origin")[: samples(shape)], f" {self.form}")
             if leaf in STACKS:
-                stacks.setdefault(owner, {})[leaf] = Stack(weights, origin)
+                stacks.setdefault(owner, {})[leaf] = self._stack(name, shape, origin)
             else:
                 bias = self._read(key) if (key := f"{owner}.bias") in self.names else None
-                self.model.set_submodule(owner, PackedLinear(weights[0], bias, origin))
+                self.model.set_submodule(owner, PackedLinear(self._weight(f"{name}#", *shape), bias, origin))
         for owner, parts in stacks.items():
             clamp = getattr(self.model.get_submodule(owner), "clamp")  # noqa: B009  (of Experts)
             biases: dict[str, Tensor | None] = {
@@ -169,15 +172,22 @@ class _Loading:
             raise ValueError(f"load: {self.path} is in {own}, dtype {wanted} came; take 'auto', {own} or float32")
         return wanted
 
+    def _stack(self, name: str, shape: Sequence[int], origin: Origin) -> Stack:
+        experts, rows, width = shape
+        if f"{name}#codes" in self.names:
+            codes, scales = self._read(f"{name}#codes"), self._read(f"{name}#scale")
+            return Stack([Eight(*each) for each in zip(codes, scales, strict=True)], origin, codes, scales)
+        return Stack([self._weight(f"{name}#{number}.", rows, width) for number in range(experts)], origin)
+
     def _weight(self, key: str, rows: int, width: int) -> Weight:
-        if f"{key}.codes" in self.names:
-            return Eight(self._read(f"{key}.codes"), self._read(f"{key}.scale"))
+        if f"{key}codes" in self.names:
+            return Eight(self._read(f"{key}codes"), self._read(f"{key}scale"))
         if self.layout != LAYOUT:
             raise ValueError(
                 f"load: {self.path} has four bits in {self.layout}; this processor wants {LAYOUT}; make it again with "
                 "omni quantize"
             )
-        return Four(self._read(f"{key}.four"), self._read(f"{key}.scales"), rows, width)
+        return Four(self._read(f"{key}four"), self._read(f"{key}scales"), rows, width)
 
     def _plain(self) -> None:
         targets = self.model.state_dict(keep_vars=True)

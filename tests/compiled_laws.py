@@ -46,9 +46,11 @@ def test_experts_of_one_token(config: MoEConfig, form: Format | None) -> None:
     assert torch.equal(moe(torch.cat((x, x)))[0], moe(torch.cat((x, x)))[1])  # several tokens go the usual way
 
 
-def test_experts_that_no_kernel_reads_stay_as_they_are() -> None:
+def test_experts_that_no_kernel_reads_stay_as_they_are_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     holder, moe = of(EXPERTS, "int4")
-    assert compile_steps(holder) == 0
+    with caplog.at_level("WARNING", "omni"):
+        assert compile_steps(holder) == 0
+    assert "experts of 1 layers stay as they are" in caplog.text
     assert moe.step is None
 
 

@@ -157,6 +157,14 @@ for rows in (1, 40):
     assert ran.returncode == 0, ran.stderr[-1000:]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@torch.inference_mode()
+def test_inputs_may_lie_anywhere_in_memory(form: Format | None) -> None:
+    made, x = packed(torch.randn(64, 64).bfloat16(), form), torch.randn(2, 64).bfloat16()
+    askew = torch.empty(129, dtype=torch.bfloat16)[1:].view(2, 64).copy_(x)
+    assert torch.equal(made.linear(askew, None), made.linear(x, None))
+
+
 def test_unknown_formats_and_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="format 'int3' came; want one of int8, int4"):
         check("int3", torch.device("cpu"))
