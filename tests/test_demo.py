@@ -187,7 +187,8 @@ def test_a_documents_pages_are_shown_and_its_table_is_written(
     assert Path(download.value["path"]).read_text("utf-8-sig").split() == ["Item,Price", "Ink,3.50", "Paper,'=1+1"]
 
     *_, last = document_tab.respond(desk, session, "What?")
-    assert session.document.answer == session.last.result.text  # type: ignore[union-attr]
+    assert session.last is not None
+    assert session.document.answer == session.last.result.text
     assert last[1].visible
     session.document.answer = "| a | b |\n|---|---|\n| 1 | 2 |"
     shown, _, _ = document_tab.to_csv(desk, session, 1)

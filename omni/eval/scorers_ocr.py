@@ -1,7 +1,7 @@
 """Scorers of OCRBench and OCRBench v2: a rule for each type of question.
 
 Of v2's types the transcriptions of whole pages, translations, tables, charts and spotting need metrics of their own
-(BLEU, METEOR, TEDS) and are not marked here; the task leaves them out and says how many.
+(BLEU, METEOR, TEDS) and are not marked here; the task leaves their rows out.
 """
 
 from __future__ import annotations

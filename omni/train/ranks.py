@@ -1,7 +1,7 @@
 """Processes that train one model together: each draws its own examples, and all take the same step.
 
-Start them with `torchrun --nproc-per-node N -m omni.train FOLDER STAGE`; on a CPU N processes of one thread do more
-than one of N threads, since the small operators between the products stay whole. Alone, all of this does nothing.
+Start them with `torchrun --nproc-per-node N -m omni.train FOLDER STAGE`, on a CPU one a core, each with one thread.
+Alone, all of this does nothing.
 """
 
 from __future__ import annotations
