@@ -32,6 +32,7 @@ IMITATED = {
     "lines": 2.0, "document": 4.0, "transcription": 1.0, "chart": 0.6, "screen": 0.8, "video": 1.0, "time": 0.3,
     "speech": 2.0, "sounds": 0.5, "sound and video": 0.5,
 }  # fmt: skip
+ALONE = 200  # steps in which projectors learn alone: what they give is far off at first, and would shake the towers
 KINDS: tuple[Kind, ...] = ("image", "tubelet", "audio")
 
 
@@ -145,13 +146,14 @@ def projection(
     voice: Voice,
     *,
     steps: int = 1500,
-    tokens: int = 1500,
+    tokens: int = 2048,
     seed: int = 1,
     held_out: Voice | None = None,
     quiet: bool = False,
 ) -> None:
-    """Projectors and towers imitate the stand-in; the backbone waits."""
+    """Projectors imitate the stand-in, alone at first, then with the towers; the backbone waits."""
     model = joined.model
+    towers = [model.vision, model.vision_norm, model.audio]
     joined.requires_grad_(False)
     for part in (model.vision, model.vision_norm, model.project_vision, model.audio, model.project_audio, joined.head,
                  joined.film_head):  # fmt: skip
@@ -164,6 +166,9 @@ def projection(
     packer, made = Packer(drawn=True), mixture.makers(voice, turns=1)  # what is asked does not matter here
 
     def objective(step: int) -> dict[str, Tensor]:
+        for tower in towers:
+            assert tower is not None
+            tower.requires_grad_(step >= ALONE)
         rng = Random(ranks.seed(f"{seed} projection {step}"))
         packed = packer(mixture.draw(rng, made, IMITATED, tokens))
         with products():
@@ -194,7 +199,7 @@ def together(
     balancer = Balancer(model.backbone)
     run = Run(
         joined,
-        Schedule(steps=steps, rate=1.2e-3, matrix_rate=1.8e-3, warmup=50, decay=0.7, weight_decay=0.05),
+        Schedule(steps=steps, rate=8e-4, matrix_rate=1.2e-3, warmup=50, decay=0.8, weight_decay=0.05),
         folder,
         "together",
     )
