@@ -16,6 +16,7 @@ from torch import Tensor
 from omni.model import OmniModel
 from omni.ops import Lengths
 from omni.train import mixture, ranks
+from omni.train.data.page import CLEAR
 from omni.train.data.sounds import Voice
 from omni.train.language import answers
 from omni.train.loop import Run, Schedule, products
@@ -58,7 +59,7 @@ def drafting(
     model.mtp.requires_grad_(True)
     run = Run(model, Schedule(steps=steps, rate=1e-3, matrix_rate=2e-3, warmup=50, decay=0.6), folder, "drafting")
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice)
+    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR)
 
     def objective(step: int) -> dict[str, Tensor]:
         packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.ALL, tokens))

@@ -18,6 +18,7 @@ from omni.model import OmniModel, Prune
 from omni.train import mixture
 from omni.train.data import texts
 from omni.train.data.example import Example, Film, Medium, Picture, Recording
+from omni.train.data.page import CLEAR
 from omni.train.data.sounds import Voice
 from omni.train.marks import edits, exact, near, word_edits
 from processors.batch import Batch
@@ -121,7 +122,7 @@ def ask(
 
 def questions(voice: Voice, paper: Paper, seed: int = 1) -> list[tuple[Example, int]]:
     """What a paper asks, each as (example, turn); the same from the same seed."""
-    made = mixture.makers(voice, held_out=True, turns=2)
+    made = mixture.makers(voice, held_out=True, turns=2, how=CLEAR)
     made["sums"] = lambda rng: texts.sums(rng, thinking=paper.thinking)
     rng = Random(f"exam {seed} {paper.maker}")
     examples = [made[paper.maker](rng) for _ in range(paper.examples)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omni.model import OmniModel
 from omni.splice import Features
 from omni.train import mixture, ranks
-from omni.train.data.page import FIELDS
+from omni.train.data.page import CLEAR, FIELDS
 from omni.train.data.sounds import Voice
 from omni.train.language import BALANCE_LOSS, Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, products
@@ -145,7 +145,7 @@ def projection(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 1500,
+    steps: int = 900,
     tokens: int = 2048,
     seed: int = 1,
     held_out: Voice | None = None,
@@ -204,7 +204,7 @@ def together(
         "together",
     )
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice)
+    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR)
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(ranks.seed(f"{seed} together {step}"))
@@ -222,7 +222,7 @@ def together(
 
 def checks(joined: Joined, voice: Voice, each: int = 12):
     """A function that tells the share of exact answers by skill, on fonts and seeds that training never sees."""
-    packer, made = Packer(drawn=True), mixture.makers(voice, held_out=True)
+    packer, made = Packer(drawn=True), mixture.makers(voice, held_out=True, how=CLEAR)
     rng = Random("joined held out")
     batches = [packer([made[name](rng) for _ in range(each)]) for name in mixture.ALL]
 

@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from omni.train.data import charts, clips, documents, fonts, screens, sounds, texts
 from omni.train.data.example import Example, Film, Picture, Recording
+from omni.train.data.page import FINE, Print
 from omni.train.data.sounds import Voice
 
 Maker = Callable[[Random], Example]
 
 
-def makers(voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8) -> dict[str, Maker]:
-    """A maker for each skill. held_out: fonts that training never sees. drawn: with pixels and samples."""
+def makers(
+    voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8, how: Print = FINE
+) -> dict[str, Maker]:
+    """A maker for each skill. held_out: fonts that training never sees. drawn: with pixels and samples. how: type."""
     faces = fonts.faces(held_out)
+    few, some = how.patches * 5 // 32, how.patches * 3 // 8  # 100 and 240 of 640
     short = (documents.receipt, documents.form, documents.table)
+    pages: dict[str, Any] = {"drawn": drawn, "how": how}
     return {
-        "line": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.line,), drawn=drawn),
-        "lines": lambda r: documents.transcription(r, faces, patches=100, kinds=(documents.lines,), drawn=drawn),
-        "small document": lambda r: documents.questions(r, faces, turns=turns, patches=240, kinds=short, drawn=drawn),
-        "document": lambda r: documents.questions(r, faces, turns=turns, drawn=drawn),
-        "pages": lambda r: documents.pages(r, faces, turns=turns, drawn=drawn),
-        "transcription": lambda r: documents.transcription(r, faces, drawn=drawn),
-        "chart": lambda r: charts.questions(r, faces, turns=turns, drawn=drawn),
+        "line": lambda r: documents.transcription(r, faces, patches=few, kinds=(documents.line,), **pages),
+        "lines": lambda r: documents.transcription(r, faces, patches=few, kinds=(documents.lines,), **pages),
+        "small document": lambda r: documents.questions(r, faces, turns=turns, patches=some, kinds=short, **pages),
+        "document": lambda r: documents.questions(r, faces, turns=turns, **pages),
+        "pages": lambda r: documents.pages(r, faces, turns=turns, **pages),
+        "transcription": lambda r: documents.transcription(r, faces, **pages),
+        "chart": lambda r: charts.questions(r, faces, turns=turns, **pages),
         "screen": lambda r: screens.questions(r, faces, turns=turns, drawn=drawn),
         "video": lambda r: clips.questions(r, turns=turns, drawn=drawn),
         "time": lambda r: clips.questions(r, turns=turns, skill="time", drawn=drawn),

@@ -41,7 +41,7 @@ class Sizes:
     language: int = 10500
     vision: int = 15000
     audio: int = 4000
-    projection: int = 1500
+    projection: int = 900
     together: int = 2200
     drafting: int = 1500
     phases: tuple[Phase, ...] = PHASES

@@ -33,5 +33,5 @@ def tiny_config() -> OmniConfig:
         audio=AUDIO,
         audio_projector=ProjectorConfig(width=AUDIO.width, hidden=512),
         mtp=MTPConfig(blocks=(ATTENTION, EXPERTS)),
-        media=MediaConfig(audio_token=27, min_patches=16, max_patches=640, clip_patches=64, context=8192),
+        media=MediaConfig(audio_token=27, min_patches=16, max_patches=1024, clip_patches=64, context=8192),
     )

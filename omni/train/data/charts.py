@@ -15,7 +15,7 @@ from PIL import Image
 
 from omni.train.data import words
 from omni.train.data.example import Example, Picture, Turn
-from omni.train.data.page import CODE, COLOURS, PATCH, Page
+from omni.train.data.page import CODE, COLOURS, FINE, PATCH, Page, Print
 
 PAINTS = ("red", "green", "blue", "yellow", "purple", "orange", "grey", "brown", "pink", "cyan")
 
@@ -68,16 +68,17 @@ def _mark_slice(page: Page, centre: tuple[float, float], radius: float, start: f
 
 
 def chart(
-    rng: Random, faces: tuple[tuple[str, str], ...], *, wear: float = 1.0, drawn: bool = True
+    rng: Random, faces: tuple[tuple[str, str], ...], *, wear: float = 1.0, drawn: bool = True, how: Print = FINE
 ) -> tuple[Picture, list[tuple[str, str, str]]]:
     """A bar, line or pie chart, and what can be asked: (question, answer, what is seen)."""
     kind = rng.choice(("bar", "bar", "rows", "line", "pie"))
     count = rng.randint(2, 6)
-    width, height = 32 * rng.randint(7, 10), 32 * rng.randint(5, 8)
+    dpi, sides = 100 * how.charts, (rng.randint(7, 10), rng.randint(5, 8))
+    width, height = (32 * round(how.charts * side) for side in sides)
     names, (values, step) = _labels(rng, count), _values(rng, count)
     face = font_manager.FontProperties(fname=rng.choice(faces)[0], size=rng.uniform(7.5, 10))
     figure = Figure(
-        figsize=(width / 100, height / 100), dpi=100, facecolor=rng.choice(("white", "white", "#f4f1ea", "#eef2f7"))
+        figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=rng.choice(("white", "white", "#f4f1ea", "#eef2f7"))
     )
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -196,10 +197,16 @@ def _asked(
 
 
 def questions(
-    rng: Random, faces: tuple[tuple[str, str], ...], *, turns: int = 4, wear: float = 1.0, drawn: bool = True
+    rng: Random,
+    faces: tuple[tuple[str, str], ...],
+    *,
+    turns: int = 4,
+    wear: float = 1.0,
+    drawn: bool = True,
+    how: Print = FINE,
 ) -> Example:
     """A chart and questions about it."""
-    picture, asked = chart(rng, faces, wear=wear, drawn=drawn)
+    picture, asked = chart(rng, faces, wear=wear, drawn=drawn, how=how)
     chosen = rng.sample(asked, min(turns, len(asked)))
     thinks = rng.random() < 0.15
     return Example(

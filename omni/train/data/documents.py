@@ -13,7 +13,7 @@ from typing import Literal
 
 from omni.train.data import words
 from omni.train.data.example import Example, Picture, Turn
-from omni.train.data.page import COLOURS, PATCH, Ink, Page
+from omni.train.data.page import COLOURS, FINE, PATCH, Ink, Page, Print
 
 Kind = Literal["left", "center", "pair", "table", "rule", "gap"]
 
@@ -347,7 +347,7 @@ class Style:
     margin: int
 
 
-def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 12, largest: int = 22) -> Style:
+def style(rng: Random, faces: tuple[tuple[str, str], ...], how: Print = FINE) -> Style:
     """A way to print: a (regular, bold) pair of fonts, size in px, colours."""
     face, bold = rng.choice(faces)
     shade = rng.randint(228, 255)
@@ -363,7 +363,7 @@ def style(rng: Random, faces: tuple[tuple[str, str], ...], smallest: int = 12, l
     return Style(
         face=face,
         bold=bold,
-        size=rng.randint(smallest, largest),
+        size=rng.randint(how.smallest, how.largest),
         leading=rng.uniform(1.2, 1.6),
         ink=ink,
         paper=paper,
@@ -444,17 +444,20 @@ def document(
     faces: tuple[tuple[str, str], ...],
     *,
     wear: float = 1.0,
-    patches: int = 640,
-    smallest: int = 12,
+    patches: int | None = None,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     drawn: bool = True,
+    how: Print = FINE,
 ) -> tuple[Document, Picture]:
-    """Make one up and draw it; without wear where its pixels are of no use (not `drawn`)."""
+    """Make one up and draw it, on so many patches or as many as `how` says.
+
+    Without wear where its pixels are of no use (not `drawn`).
+    """
     weights = [WEIGHTS[KINDS.index(kind)] if kind in KINDS else 1 for kind in kinds]
     while True:
         made = rng.choices(kinds, weights)[0](rng)
         try:
-            page = render(made, style(rng, faces, smallest), rng, patches)
+            page = render(made, style(rng, faces, how), rng, patches or how.patches)
         except ValueError:
             continue
         page.wear(rng, wear * rng.random(), drawn)
@@ -467,14 +470,15 @@ def questions(
     *,
     turns: int = 4,
     wear: float = 1.0,
-    patches: int = 640,
+    patches: int | None = None,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     thinking: float = 0.25,
     drawn: bool = True,
+    how: Print = FINE,
 ) -> Example:
     """A page and questions about it; in a share `thinking` of them the line that shows the answer is quoted first."""
     while True:
-        made, picture = document(rng, faces, wear=wear, patches=patches, kinds=kinds, drawn=drawn)
+        made, picture = document(rng, faces, wear=wear, patches=patches, kinds=kinds, drawn=drawn, how=how)
         if made.asked:
             break
     asked = rng.sample(made.asked, min(turns, len(made.asked)))
@@ -493,13 +497,15 @@ def pages(
     *,
     turns: int = 4,
     wear: float = 1.0,
-    patches: int = 640,
+    patches: int | None = None,
     drawn: bool = True,
+    how: Print = FINE,
 ) -> Example:
     """Two or three pages of different kinds, and questions about what stands on one of them."""
     made: list[tuple[Document, Picture]] = []
+    room = (patches or how.patches) // 2
     for kind in rng.sample(KINDS[:5], rng.choice((2, 2, 3))):
-        made.append(document(rng, faces, wear=wear, patches=patches // 2, kinds=(kind,), drawn=drawn))
+        made.append(document(rng, faces, wear=wear, patches=room, kinds=(kind,), drawn=drawn, how=how))
     asked: list[tuple[str, str]] = []
     every = [q for doc, _ in made for q in {question for question, _, _ in doc.asked}]
     for number, (doc, _) in enumerate(made):
@@ -522,10 +528,11 @@ def transcription(
     faces: tuple[tuple[str, str], ...],
     *,
     wear: float = 1.0,
-    patches: int = 640,
+    patches: int | None = None,
     kinds: tuple[Callable[[Random], Document], ...] = KINDS,
     drawn: bool = True,
+    how: Print = FINE,
 ) -> Example:
     """A page and its whole text."""
-    made, picture = document(rng, faces, wear=wear, patches=patches, kinds=kinds, drawn=drawn)
+    made, picture = document(rng, faces, wear=wear, patches=patches, kinds=kinds, drawn=drawn, how=how)
     return Example(skill="transcription", media=(picture,), turns=(Turn(question=rng.choice(READ), answer=made.text),))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
@@ -42,6 +43,22 @@ Ink = tuple[int, int, int]
 Number = float | int
 Box = tuple[Number, Number, Number, Number]  # x0, y0, x1, y1 in px
 CODE = {char: index + 1 for index, char in enumerate(ALPHABET)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Print:
+    """How large things are drawn: the least and the largest type, px; patches that a page may take; charts, over 100
+    dots an inch.
+    """
+
+    smallest: int
+    largest: int
+    patches: int
+    charts: float
+
+
+FINE = Print(smallest=12, largest=22, patches=640, charts=1.0)
+CLEAR = Print(smallest=18, largest=30, patches=1024, charts=1.5)  # 9 to 15 points at 144 dpi, where pages are drawn
 
 
 @lru_cache(maxsize=4096)
