@@ -50,7 +50,7 @@ def losses_ahead(
 
 
 def drafting(
-    model: OmniModel, folder: Path, voice: Voice, *, steps: int = 1500, tokens: int = 2048, seed: int = 1,
+    model: OmniModel, folder: Path, voice: Voice, *, steps: int = 800, tokens: int = 2048, seed: int = 1,
     quiet: bool = False,
 ) -> None:  # fmt: skip
     """Train the MTP head alone."""

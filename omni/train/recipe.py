@@ -43,7 +43,7 @@ class Sizes:
     audio: int = 4000
     projection: int = 900
     together: int = 2200
-    drafting: int = 1500
+    drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
     audio_tokens: int = 700
