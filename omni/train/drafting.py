@@ -59,10 +59,10 @@ def drafting(
     model.mtp.requires_grad_(True)
     run = Run(model, Schedule(steps=steps, rate=1e-3, matrix_rate=2e-3, warmup=50, decay=0.6), folder, "drafting")
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR)
+    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR, shown=2)
 
     def objective(step: int) -> dict[str, Tensor]:
-        packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.ALL, tokens))
+        packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.JOINT, tokens))
         with torch.no_grad(), products():
             features = model.encode(packed.batch.media)
             _, _, places, hidden = answers(model, packed, features)

@@ -204,12 +204,12 @@ def together(
         "together",
     )
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR)
+    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR, shown=2)
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(ranks.seed(f"{seed} together {step}"))
         packer.rate = rng.choice((0.0, 0.0, 0.3, 0.5, 0.75))
-        packed = packer(mixture.draw(rng, made, mixture.ALL, tokens))
+        packed = packer(mixture.draw(rng, made, mixture.JOINT, tokens))
         with products():
             features, dense = joined.encode(packed)
             logits, targets, _, _ = answers(model, packed, features)
@@ -220,9 +220,9 @@ def together(
     run.train(objective, evaluate=checks(joined, held_out or voice), evaluate_every=250, quiet=quiet)
 
 
-def checks(joined: Joined, voice: Voice, each: int = 12):
+def checks(joined: Joined, voice: Voice, each: int = 24):
     """A function that tells the share of exact answers by skill, on fonts and seeds that training never sees."""
-    packer, made = Packer(drawn=True), mixture.makers(voice, held_out=True, how=CLEAR)
+    packer, made = Packer(drawn=True), mixture.makers(voice, held_out=True, turns=2, how=CLEAR)
     rng = Random("joined held out")
     batches = [packer([made[name](rng) for _ in range(each)]) for name in mixture.ALL]
 

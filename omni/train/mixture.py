@@ -16,9 +16,14 @@ Maker = Callable[[Random], Example]
 
 
 def makers(
-    voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8, how: Print = FINE
+    voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8, how: Print = FINE, shown: int = 8
 ) -> dict[str, Maker]:
-    """A maker for each skill. held_out: fonts that training never sees. drawn: with pixels and samples. how: type."""
+    """A maker for each skill.
+
+    held_out: fonts that training never sees. drawn: with pixels and samples. turns: questions about a page at most;
+    shown: about a chart or a clip, whose answers tell much of the next ones. how: pages and charts are drawn.
+    """
+    shown = min(shown, turns)
     faces = fonts.faces(held_out)
     few, some = how.patches * 5 // 32, how.patches * 3 // 8  # 100 and 240 of 640
     short = (documents.receipt, documents.form, documents.table)
@@ -30,10 +35,10 @@ def makers(
         "document": lambda r: documents.questions(r, faces, turns=turns, **pages),
         "pages": lambda r: documents.pages(r, faces, turns=turns, **pages),
         "transcription": lambda r: documents.transcription(r, faces, **pages),
-        "chart": lambda r: charts.questions(r, faces, turns=turns, **pages),
+        "chart": lambda r: charts.questions(r, faces, turns=shown, **pages),
         "screen": lambda r: screens.questions(r, faces, turns=turns, drawn=drawn),
-        "video": lambda r: clips.questions(r, turns=turns, drawn=drawn),
-        "time": lambda r: clips.questions(r, turns=turns, skill="time", drawn=drawn),
+        "video": lambda r: clips.questions(r, turns=shown, drawn=drawn),
+        "time": lambda r: clips.questions(r, turns=shown, skill="time", drawn=drawn),
         "speech": lambda r: sounds.speech(r, voice),
         "sounds": lambda r: sounds.beeps(r, voiced=drawn),
         "sound and video": lambda r: clips.spoken(r, voice, drawn=drawn),
@@ -57,6 +62,10 @@ ALL = {
     "lines": 1.0, "small document": 1.5, "document": 4.0, "pages": 1.0, "transcription": 1.5, "chart": 1.4,
     "screen": 0.4, "video": 1.5, "time": 1.4, "speech": 2.0, "sounds": 1.0, "sound and video": 1.4, "copying": 0.3,
     "look-up": 0.4, "sums": 4.0,
+}  # fmt: skip
+
+JOINT = ALL | {  # where all parts learn; few questions about each chart and clip, so more of them
+    "pages": 1.5, "transcription": 2.0, "chart": 4.0, "video": 3.0, "sound and video": 1.8, "sums": 3.0,
 }  # fmt: skip
 
 
