@@ -184,7 +184,7 @@ def together(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 2200,
+    steps: int = 2000,
     tokens: int = 4096,
     seed: int = 1,
     held_out: Voice | None = None,

@@ -42,7 +42,7 @@ class Sizes:
     vision: int = 15000
     audio: int = 4000
     projection: int = 900
-    together: int = 2200
+    together: int = 2000
     drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
