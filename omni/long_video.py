@@ -2,7 +2,8 @@
 
 EVS looks at the whole clip before it keeps a token. `exact` therefore goes through the clip twice: first for the
 scores alone (a float a token, 2 MB for an hour), then to read what they leave; the ids and features are those of the
-clip read at once. `causal` goes through it once and keeps of each tubelet what changed most since the one before it
+clip read at once. Features of the first pass are held as far as HELD goes, so that a short clip is encoded once.
+`causal` goes through it once and keeps of each tubelet what changed most since the one before it
 (`token_reduction.evs_step`). Either way the memory may be asked while it is still being read: nothing that was read
 changes any more. Source: EVS (arXiv 2510.14624); the two passes and the causal one are ours.
 """
@@ -27,6 +28,7 @@ from processors.processor import Piece, Processor
 from token_reduction import changes, evs_of_scores, evs_step
 
 PRUNING = ("exact", "causal")
+HELD = 2**28  # bytes of features that wait for the second pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +74,22 @@ def read_long(
 
     report = progress or (lambda progress: None)
     pruning = Exact() if evs == "exact" else Causal()
-    encoding = 0.0
+    encoding, room = 0.0, HELD
+    held: dict[tuple[int | None, int], Features] = {}
     if isinstance(pruning, Exact):
         for piece in processor.pieces(messages, scout=True, **settings):
             start = time.perf_counter()
-            pruning.score(piece, _tubelets(model.encode(_unpruned(piece)), piece))
+            features = model.encode(_unpruned(piece))
+            pruning.score(piece, _tubelets(features, piece))
+            room -= features.tubelet.nbytes
+            if room >= 0:
+                held[piece.item, piece.step] = features
             encoding += time.perf_counter() - start
             report(Progress(piece=piece, scored=True, memory=memory))
     for piece in processor.pieces(messages, **settings):
         start = time.perf_counter() - encoding
-        features = _pruned(model.encode(_unpruned(piece)), piece, pruning)
+        seen = held.pop((piece.item, piece.step), None)
+        features = _pruned(seen or model.encode(_unpruned(piece)), piece, pruning)
         memory.append(piece.batch, features, time.perf_counter() - start)
         encoding = 0.0
         report(Progress(piece=piece, scored=False, memory=memory))

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import relative_error
 
+from omni import long_video
 from omni.codec import Codec
 from omni.load import OmniProcessor
 from omni.long_video import Progress, read_long
@@ -74,6 +75,20 @@ def test_exact_pruning_in_two_passes_equals_the_clip_read_at_once(
     parts = ["Look: ", *(film(n, rate, seed + i) for i, n in enumerate(frames)), film(5, 0.4, seed + 5), "and this"]
     long = read_long(MODEL, PROCESSOR, user(*parts), segment=segment)
     same(long, MODEL.ingest(PROCESSOR.ingest(user(*parts))))
+
+
+@pytest.mark.parametrize(("held", "passes"), [(long_video.HELD, 1), (0, 2)])
+def test_a_short_clip_is_encoded_once_and_a_long_one_twice(
+    held: int, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is read is the same."""
+    encode, seen = MODEL.encode, list[int]()
+    monkeypatch.setattr(long_video, "HELD", held)
+    monkeypatch.setattr(MODEL, "encode", lambda media: seen.append(len(media.clips)) or encode(media))
+    long = read_long(MODEL, PROCESSOR, user(film(12, 0.5)), segment=4)
+    assert sum(seen) == 3 * passes
+    monkeypatch.undo()
+    same(long, MODEL.ingest(PROCESSOR.ingest(user(film(12, 0.5)))))
 
 
 @settings(max_examples=12, deadline=None)
