@@ -3,8 +3,9 @@
 plain  bfloat16 or float32 in oneDNN's blocked layout: the same numbers; with one row two to four times as fast as
        torch's own linear.
 rows   the weight as it is, row after row, where compiled kernels are to read it.
-int8   a scale for each output row, symmetric. A few rows take torch's int8 kernel; for many the codes are unpacked,
-       some output rows at a time, into a scratch of x's dtype.
+int8   a scale for each output row, symmetric, and in bfloat16: products in that type then meet no other. A few rows
+       take torch's int8 kernel; for many the codes are unpacked, some output rows at a time, into a scratch of x's
+       dtype.
 int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
        many the codes are unpacked likewise, into bfloat16.
 
@@ -14,7 +15,6 @@ A packed model reads and writes; it is not trained. `dense` gives each weight ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -99,30 +99,24 @@ class Eight:
             narrow = x.bfloat16()
             if narrow.data_ptr() % ALIGNED:  # the kernel ends the process at an address in between
                 narrow = narrow.clone()
-            out = _EIGHT(narrow, self.codes, _ones(self.rows))
+            out = _EIGHT(narrow, self.codes, self.scale)
         else:
             most = max(1, UNPACKED // self.width)
             parts = [x @ part.to(x.dtype).t() for part in self.codes.split(most)]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        out = out.mul_(self.scale)
+            out.mul_(self.scale.to(out.dtype))
         return (out if bias is None else out.add_(bias)).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """code * scale."""
-        return (self.codes.float() * self.scale[:, None]).to(dtype or torch.float32)
+        return (self.codes.float() * self.scale.float()[:, None]).to(dtype or torch.float32)
 
 
 def eight(weight: Float[Tensor, "*stack rows width"]) -> tuple[Int8[Tensor, "*stack rows width"], Tensor]:
-    """Codes and a scale for each row: its largest magnitude / 127, rounding to nearest."""
+    """Codes and a scale for each row: its largest magnitude / 127 in bfloat16, rounding to nearest."""
     weight = weight.float()
-    scale = weight.abs().amax(-1).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (weight / scale[..., None]).round_().to(torch.int8), scale
-
-
-@lru_cache(maxsize=64)
-def _ones(size: int) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.ones(size, dtype=torch.bfloat16)
+    scale = weight.abs().amax(-1).div_(127).clamp_min_(torch.finfo(torch.bfloat16).tiny).bfloat16()
+    return (weight / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 class Four:
