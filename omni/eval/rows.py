@@ -28,8 +28,9 @@ def rows(source: Source, columns: Sequence[str]) -> Any:
         raise ValueError("eval: datasets is not installed; pip install 'omni[eval]'") from None
     if not source.path:
         raise ValueError("eval: source.path is empty; name a repository of the hub, or a local folder")
+    where = _where(source)
     try:
-        table: Any = datasets.load_dataset(**_where(source))
+        table: Any = datasets.load_dataset(**where)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"eval: {source.path} {source.name or ''}, split {source.split}: {error}") from None
     if missing := [column for column in columns if column not in table.column_names]:
@@ -48,7 +49,7 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 def _where(source: Source) -> dict[str, Any]:
     """What `datasets` is asked for. Raises ValueError where a folder has no file of the split."""
     if not Path(source.path).is_dir():
-        if source.path.startswith((".", "/", "~")) or source.path.count("/") > 1:
+        if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1:
             raise ValueError(
                 f"eval: there is no folder {source.path}; source.path names one, or a repository of the hub"
             )

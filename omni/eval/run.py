@@ -70,7 +70,9 @@ class Run:
         for found in records[:1]:
             if (found.spec, found.model) != (self.spec.hash, self.weights):
                 other = "spec" if found.spec != self.spec.hash else "model"
-                raise ValueError(f"eval: {self.path} was written with another {other}; choose another, or remove it")
+                raise ValueError(
+                    f"eval: {self.path} was written with another {other}; choose another file, or remove this one"
+                )
         count = min(len(records), len(times))
         count = count if count == limit else count // self.spec.decoding.batch * self.spec.decoding.batch
         record.write(self.path, records[:count], times[:count], anew=True)

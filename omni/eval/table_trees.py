@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apted import APTED, Config
-from lxml import etree, html
+from lxml import etree, html  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
 from rapidfuzz.distance import Levenshtein
 
 FENCE = "`markdown"  # the letters that are taken off both ends of a table in Markdown
