@@ -245,6 +245,9 @@ def test_a_row_that_is_otherwise_is_named(tmp_path: Path, media: Path) -> None:
         broken("ai2d", answer="99")
     with pytest.raises(ValueError, match=r"asks for a table in neither HTML nor Markdown; check the data"):
         broken("ocrbench_v2", type="table parsing en", question="Read it.")
+    with pytest.raises(ValueError, match="row 1 has no bbox_list or content; check the data"):
+        broken("ocrbench_v2", type="text spotting en", bbox_list=[[0, 0, 9, 0, 9, 9, 0, 9]])
+    broken("ocrbench_v2", type="text spotting en", bbox_list=[[0, 0, 9, 0, 9, 9, 0, 9]], content=["a"])
     with pytest.raises(ValueError, match="no rule for type singing en"):
         broken("ocrbench_v2", type="singing en")
 

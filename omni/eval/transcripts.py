@@ -46,7 +46,9 @@ def _words(text: str, chinese: bool) -> list[str]:
 
 @cache
 def _jieba() -> Any:
-    import jieba
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its age
+        import jieba
 
     jieba.setLogLevel(logging.WARNING)  # it tells how it loads
     return jieba

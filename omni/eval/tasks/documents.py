@@ -75,7 +75,9 @@ def _typed(spec: Spec, row: Row) -> Item:
     truth = {"type": row["type"], "answers": list(row["answers"])}
     truth |= {name: row[name] for name in ("eval", "bbox", "content") if row.get(name) not in (None, "None", "")}
     if row["type"] == "text spotting en":
-        truth["boxes"] = row.get("bbox_list") or truth.pop("bbox")
+        truth["boxes"] = row.get("bbox_list") or truth.pop("bbox", None)
+        if not truth["boxes"] or not truth.get("content"):
+            raise ValueError(f"ocrbench v2: row {row['id']} has no bbox_list or content; check the data")
     if asked := form(row["type"], str(row["question"])):
         truth["form"] = asked
     return _pictured(spec, row, row["id"], truth, type=row["type"])
