@@ -23,6 +23,7 @@ evaluate = typer.Typer(help="Benchmarks that anyone can repeat: a file each, no 
 MODEL = typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")
 JSON = typer.Option("--json", help="print one JSON object")
 MISSING = "pip install 'omni[eval]'"
+SHOWN = 3  # items that could not be asked
 
 
 @contextmanager
@@ -34,6 +35,8 @@ def _told() -> Iterator[None]:
         fail(f"eval: {error.name} is not installed; {MISSING}")
     except ValueError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"eval: {error.filename or 'file'}: {error.strerror or error}")
 
 
 @contextmanager
@@ -111,9 +114,10 @@ def run(
         items = named(made.task).items(made)
 
         from omni.eval.result import summarise
-        from omni.eval.run import Run
+        from omni.eval.run import Run, check
         from omni.load import load
 
+        check(made, items)
         path.parent.mkdir(parents=True, exist_ok=True)
         with console.status("loading"):
             loaded, processor = load(model, quantize=quantize)  # pyright: ignore[reportArgumentType]  (it checks)
@@ -127,6 +131,11 @@ def run(
         typer.echo(json.dumps(values))
         return
     _print(made, found)
+    unasked = [f"{record.item} was not asked: {record.error}" for record in records if record.error]
+    for line in unasked[:SHOWN]:
+        warn(line)
+    if len(unasked) > SHOWN:
+        warn(f"and {len(unasked) - SHOWN} more")
     show(f"records {path}, result {path.with_suffix('.json')}, spec {made.hash[:12]}")
 
 
@@ -166,7 +175,11 @@ def compare(
         from omni.eval.compare import compare as pair
         from omni.eval.record import read
 
-        found = pair(read(before), read(after))
+        runs = [read(path) for path in (before, after)]
+        for path, records in zip((before, after), runs, strict=True):
+            if not records:
+                fail(f"compare: {path} holds no records; pass the .jsonl files of two runs")
+        found = pair(*runs)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return

@@ -8,6 +8,7 @@ import tomllib
 import warnings
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import conversations
@@ -71,6 +72,36 @@ def test_text_in_pictures_is_marked_as_lmms_eval_marks_it(answer: str) -> None:
         told = {"type": "text counting en", "answers": ["14"], "eval": how}
         theirs = vqa_metric.counting_evaluation(answer, ["14"], how)
         assert got("ocrbench v2", answer, told) == pytest.approx(theirs)
+
+
+LINES = ("# Bill", "## To *us*", "", "a b", "5 %", "**", "- one _two_", "<bos>")
+CELLS = ("<td>a</td>", "<td colspan=2>b c</td>", "<th>d</th>", "<td><b>a</b> x</td>")
+FIELDS = ({"a": "1", "b": "Foo bar"}, {"a": "2.5 $"}, {"b": "foo BAR", "c": "x"})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_answers_are_marked_as_lmms_eval_marks_them(seed: int) -> None:
+    module = "lmms_eval.tasks.ocrbench_v2.TEDS_metric"
+    theirs = pytest.importorskip(module, reason="lmms-eval's own extras are not installed", exc_type=ImportError)
+    pick, teds = Random(seed), theirs.TEDS()
+
+    def v2(kind: str, answer: str, truth: str, **more: str) -> float:
+        return got("ocrbench v2", answer, {"type": kind, "answers": [truth], **more})
+
+    pages = ["\n".join(pick.choices(LINES, k=pick.randint(1, 6))) for _ in range(2)]
+    assert v2("document parsing en", *pages) == pytest.approx(theirs.doc_parsing_evaluation(*pages))
+    tables = ["<table>" + "".join(f"<tr>{''.join(pick.choices(CELLS, k=2))}</tr>" for _ in range(2)) for _ in range(2)]
+    wanted = teds.evaluate(*map(theirs.wrap_html_table, tables))
+    assert v2("table parsing en", *tables, form="html") == pytest.approx(wanted)
+    rows = ["\n".join(f"|{pick.choice(LINES)}| x|" for _ in range(pick.randint(1, 4))) for _ in range(2)]
+    wanted = teds.evaluate(*map(theirs.convert_markdown_table_to_html, rows))
+    assert v2("table parsing en", *rows, form="markdown") == pytest.approx(wanted)
+    said, truth = pick.choice(FIELDS), json.dumps(pick.choice(FIELDS))
+    wanted = teds.evaluate(theirs.dict_to_html(said), theirs.dict_to_html(json.loads(truth)))
+    assert v2("chart parsing en", f"x = {said}", truth) == pytest.approx(wanted)
+    for text in (repr(said), json.dumps(said), "\n".join(f"{name}: {value}" for name, value in said.items())):
+        wanted = theirs.compute_f1_score(theirs.convert_str_to_dict(text), json.loads(truth))
+        assert v2("key information extraction en", text, truth) == pytest.approx(wanted)
 
 
 def png(colour: str) -> dict[str, Any]:

@@ -214,6 +214,8 @@ def test_a_spec_reads_back_from_yaml_and_toml_with_its_hash(tmp_path: Path) -> N
     made = TASKS["chartqa"].spec({"limit": 5, "decoding": {"temperature": 1}})
     (tmp_path / "a.yaml").write_text(made.to_yaml())
     assert spec_of(str(tmp_path / "a.yaml")) == made
+    assert "prompt: |-\n  {question}\n  Answer" in made.to_yaml()
+    assert "  frames: null\n" in made.to_yaml()
     (tmp_path / "a.toml").write_text('task = "chartqa"\nlimit = 5\n[decoding]\ntemperature = 1.0\n')
     assert spec_of(str(tmp_path / "a.toml")).hash == made.hash
     assert replace(made, limit=6).hash != made.hash
@@ -272,6 +274,36 @@ def command(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
+    def said(text: str, *more: object) -> str:
+        (tmp_path / "a.yaml").write_text(text)
+        code, output = command("run", tmp_path / "a.yaml", "--model", tmp_path / "none", *more)
+        assert code == 2
+        return " ".join(output.split())
+
+    assert "the prompt '{what}' does not fit" in said("{task: needles, prompt: '{what}'}")
+    assert "scorer: 'guess' is unknown; want one of choice" in said("{task: needles, scoring: {rule: guess}}")
+    assert "scoring.rule 'click' cannot mark needles" in said("{task: needles, scoring: {rule: click}}")
+    assert "eval: there is no folder ./none" in said("{task: docvqa, source: {path: ./none}}")
+    assert "ends in .txt; want .jsonl" in said("task: needles", "--out", tmp_path / "a.txt")
+    (tmp_path / "file").write_text("")
+    assert "File exists" in said("{task: needles, limit: 1}", "--out", tmp_path / "file" / "a.jsonl")
+    assert "none" in said("{task: needles, limit: 1}", "--out", tmp_path / "a.jsonl")
+
+
+def test_items_that_were_not_asked_are_told_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
+    rows = [{"type": "x", "question": "How much?", "answer": "1", "image": f"{i}.png"} for i in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(b"no picture")
+    out = tmp_path / "out.jsonl"
+    code, text = command("run", "chartqa", "--source", tmp_path, "--model", checkpoint, "--out", out)
+    assert code == 0, text
+    assert "100.0% not asked" in text
+    assert text.count("was not asked: ") == 3
+    assert "and 2 more" in text
+
+
 def test_the_command_lists_runs_and_compares(tmp_path: Path, checkpoint: Path) -> None:
     code, text = command("list")
     assert code == 0
@@ -287,7 +319,12 @@ def test_the_command_lists_runs_and_compares(tmp_path: Path, checkpoint: Path) -
     assert values["result"]["figure"]["questions"] == 3
     assert values["spec"]["options"]["words"] == 20
     assert values["hash"] == record.read(out)[0].spec
+    code, text = command("compare", out, path)
+    assert code == 2
+    assert "few.yaml holds no records" in text
     code, text = command("compare", out, out, "--json")
     assert json.loads(text)["difference"] == 0.0
-    assert command("run", "no-such-task")[0] == 2
+    code, text = command("run", "docvqq")
+    assert code == 2
+    assert "'docvqq' is no task and no .yaml or .toml file; want one of docvqa" in text
     assert command("compare", tmp_path / "none.jsonl", out)[0] == 2

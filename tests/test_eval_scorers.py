@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from omni.eval import extract
-from omni.eval.item import Item
+from omni.eval import extract, transcripts
+from omni.eval.item import Item, Mark
 from omni.eval.scorers import SCORERS, named
 from omni.eval.scorers_documents import f1
+from omni.eval.scorers_ocr import ABILITIES, RULES, abilities
 from omni.eval.vqa_words import plain
 
 FOUR = ("a dog", "a cat", "red", "dark red")
@@ -25,6 +26,51 @@ def v2(kind: str, *answers: Any, **more: Any) -> dict[str, Any]:
     return {"type": kind, "answers": list(answers), **more}
 
 
+def v2_words(*texts: str) -> dict[str, Any]:
+    """Words side by side, each 10 wide in 20."""
+    boxes = [[20 * i, 0, 20 * i + 10, 0, 20 * i + 10, 10, 20 * i, 10] for i in range(len(texts))]
+    return v2("text spotting en", content=list(texts), boxes=boxes)
+
+
+HTML = "<table><tr><td>a</td><td>bcde</td></tr></table>"
+LINES = "| a | b |\n|---|---|\n| c | d |"
+SIXTH = "a b c d e"
+V2_LONG: list[tuple[dict[str, Any], str, float]] = [  # of OCRBench v2
+    (v2("table parsing en", HTML, form="html"), f"Here:\n```html\n{HTML}\n```", 1.0),
+    (v2("table parsing en", HTML, form="html"), HTML.replace("e<", "x<"), 1 - 0.25 / 3),  # a quarter of a cell, 3 nodes
+    (
+        v2("table parsing en", HTML, form="html"),
+        "<table><tr><td colspan=2>a",
+        1 - 2 / 3,
+    ),  # a cell of two is another cell
+    (v2("table parsing cn", HTML, form="html"), HTML.replace("td", "th"), 1 - 2 / 3),
+    (
+        v2("table parsing en", HTML, form="html"),
+        HTML.replace("a<", "<b>a</b><"),
+        1 - (2 / 3) / 4,
+    ),  # tags are characters
+    (v2("table parsing en", LINES, form="markdown"), f"```markdown\n{LINES}\n```", 1.0),
+    (v2("table parsing en", LINES, form="markdown"), "| a | b |\n|---|---|", 1 - 3 / 6),  # a row of two cells
+    (v2("chart parsing en", '{"a": "12", "b": {"c": 1}}'), "data = {'a': '12', 'b': {'c': 1}}  # so", 1.0),
+    (v2("chart parsing en", '{"a": "12"}'), "```python\n{'a': 13}\n```", 1 - (1 / 3) / 3),  # "1 2" and "1 3"
+    (v2("document parsing en", "# A\nx\ny"), "# other words\nx", 1 - 1 / 5),  # root, title, a heading, two lines
+    (v2("document parsing cn", "x\n\ny"), "x\ny\n**", 1 - 2 / 5),  # a line without words is not like any other
+    (v2_words("Exit", "Stop!"), '[(0, 0, 10, 10, "EXIT"), (20, 0, 30, 10, "Stop")]', 1.0),
+    (v2_words("Exit", "###"), "so [0, 0, 10, 10, exit] (20, 0, 30, 9, 'x') (80, 0, 90, 10, it)", 2 / 3),
+    (v2_words("Exit"), "[[0, 0, 5, 10, 'exit'], [0, 0, 6, 10, 'exit'], [0, 0, 2000, 9, 'exit']]", 2 / 3),  # over a half
+    (v2("full-page OCR en", SIXTH), "a b c d x", (0.2**0.25 + 0.8 * (1 - 0.5 / 4**3) + 0.8 + 8 / 9) / 4),
+    (v2("full-page OCR en", SIXTH), SIXTH, (1 + (1 - 0.5 / 5**3) + 1 + 1) / 4),
+    (v2("full-page OCR en", "a b"), "c d", (0 + 0 + 0 + 1 / 3) / 4),
+    (v2("full-page OCR cn", "\u6211\u7231\u5317\u4eac"), "\u6211\u7231\u5317\u4eac", (0 + (1 - 0.5 / 3**3) + 2) / 4),
+    (v2("fine-grained text recognition en", "walks"), "walking", (0 + 0.5 + 0 + 4 / 7) / 4),  # METEOR knows its stem
+    (v2("text translation cn", "a b c d e"), SIXTH, (1 + (1 - 0.5 / 5**3) + 1 + 1) / 4),
+    (v2("text translation cn", ""), "x", 0.0),
+    (v2("handwritten answer extraction cn", "ABC"), "so A, B, C", 1.0),
+    (v2("handwritten answer extraction cn", "ABC"), "A and B and C", 0.0),
+    (v2("handwritten answer extraction cn", SIXTH, form="prose"), SIXTH, (1 + (1 - 0.5 / 5**3) + 1 + 1) / 4),
+    (v2("formula recognition cn", "x=\\text{\u957f}"), "x = \u957f", 1.0),
+    (v2("formula recognition en", "x=\\text{a}"), "x = a", 0.0),
+]
 WORTH: list[tuple[str, Any, str, float]] = [
     ("choice", "B", "B", 1.0),
     ("choice", "B", "(b)", 1.0),
@@ -83,6 +129,8 @@ WORTH: list[tuple[str, Any, str, float]] = [
         '```json\n{"total": "$5.00", "date": "2 May", "shop": "x"}\n```',
         1 / 3,
     ),
+    ("ocrbench v2", v2("key information extraction cn", "{'a': '1', 'b': '2'}"), "A: 1\na: 1, b = 3", 1 / 3),
+    ("ocrbench v2", v2("VQA with position en", "cat", bbox=[0, 0, 10, 10]), "{'bbox': [0.9, 0.0, 10.0, 5.0]}", 0.25),
     ("long documents", number("12", "Int"), "12 pages", 1.0),
     ("long documents", number("0.25", "Float"), "25%", 1.0),
     ("long documents", number("3.5", "Float"), "3.53", 1.0),
@@ -99,7 +147,36 @@ WORTH: list[tuple[str, Any, str, float]] = [
     ("plain word errors", "one two three", "one three", 1.0),
     ("word errors", "Mr. Smith's colour is grey, okay?", "mister smith has color is gray ok", 2.0),
     ("word errors", "I have twenty-five dollars", "i have $25", 0.0),
+    *(("ocrbench v2", *case) for case in V2_LONG),
 ]
+
+
+class Nobody:
+    """A WordNet in which no word has a synonym but those that are told."""
+
+    def __init__(self, *alike: str) -> None:
+        self.alike = alike
+
+    def synsets(self, word: str) -> list[Any]:
+        return [self] if word in self.alike else []
+
+    def lemmas(self) -> list[Any]:
+        return [Lemma(word) for word in self.alike]
+
+
+class Lemma:
+    def __init__(self, word: str) -> None:
+        self.name = lambda: word
+
+
+class Absent:
+    def ensure_loaded(self) -> None:
+        raise LookupError
+
+
+@pytest.fixture(autouse=True)
+def _no_synonyms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcripts, "synonyms", Nobody)
 
 
 def item(truth: Any) -> Item:
@@ -137,12 +214,81 @@ def test_what_cannot_be_read_is_a_failure_and_gets_nothing(rule: str) -> None:
         assert mark.got == (mark.most if scorer.errors else 0.0)
 
 
-@pytest.mark.parametrize(("kind", "answer"), [("text grounding en", "top left"), ("VQA with position en", "a cat"),
-                                              ("text counting en", "many"), ("science QA en", "42"),
-                                              ("key information extraction en", "total 5")])  # fmt: skip
-def test_types_of_ocrbench_v2_that_want_a_form_fail_without_it(kind: str, answer: str) -> None:
-    how = {"science QA en": "multiple choice", "text counting en": "regression"}.get(kind)
-    assert named("ocrbench v2").mark(answer, item(v2(kind, "1", eval=how, bbox=[0, 0, 1, 1]))).extracted is None
+V2_TRUTHS = {case[1]["type"]: case[1] for case in reversed(WORTH) if case[0] == "ocrbench v2"}
+V2_TRUTHS |= {kind: v2(kind, "exit") for kind in RULES if kind not in V2_TRUTHS}
+V2_TRUTHS["key information mapping en"] = v2("key information mapping en", '{"a": "1"}')
+
+
+def test_all_types_of_ocrbench_v2_have_a_rule_and_an_ability() -> None:
+    assert RULES.keys() == ABILITIES.keys()
+    assert len(RULES) == 30
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_no_type_of_ocrbench_v2_marks_what_is_not_said(kind: str) -> None:
+    for answer in ("", " \n", "<think>exit {'a': '1'} (0, 0, 10, 10, 'Exit') <table>", "<think>x</think> "):
+        mark = named("ocrbench v2").mark(answer, item(V2_TRUTHS[kind]))
+        assert (mark.extracted, mark.got, mark.notes) == (None, 0.0, {"type": kind})
+
+
+@pytest.mark.parametrize(("truth", "answer", "got"), V2_LONG)
+def test_no_type_of_ocrbench_v2_reads_thinking(truth: dict[str, Any], answer: str, got: float) -> None:
+    mark = named("ocrbench v2").mark(
+        f"<think>\n{HTML} {LINES} (0, 0, 9, 9, 'no') {{'a': 5}}\n</think>{answer}", item(truth)
+    )
+    assert mark.got == pytest.approx(got)
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [
+        (v2("text grounding en", 0, 0, 1, 1), "top left"),
+        (v2("VQA with position en", "1", bbox=[0, 0, 1, 1]), "a cat"),
+        (v2("text counting en", "1", eval="regression"), "many"),
+        (v2("science QA en", "1", eval="multiple choice"), "42"),
+        (v2("key information extraction en", "1"), "total 5"),
+        (v2("table parsing en", HTML, form="html"), LINES),
+        (v2("table parsing en", HTML, form="html"), "<table><tr><td colspan=many>a</td></tr></table>"),
+        (v2("table parsing en", LINES, form="markdown"), "a, b\nc, d"),
+        (v2("chart parsing en", '{"a": 1}'), "a is 1"),
+        (v2("chart parsing en", '{"a": 1}'), "{'a': "),
+        (v2_words("Exit"), "Exit (0, 0)"),
+        (v2_words("Exit"), "(0, 0, 2000, 10, Exit)"),
+    ],
+)
+def test_types_of_ocrbench_v2_that_want_a_form_fail_without_it(truth: dict[str, Any], answer: str) -> None:
+    mark = named("ocrbench v2").mark(answer, item(truth))
+    assert (mark.extracted, mark.got) == (None, 0.0)
+
+
+def test_a_translation_without_truth_does_not_count() -> None:
+    assert named("ocrbench v2").mark("x", item(v2("text translation cn", ""))).most == 0.0
+
+
+def test_meteor_knows_synonyms(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = transcripts.nearness("a b c d auto", "a b c d car")
+    monkeypatch.setattr(transcripts, "synonyms", lambda: Nobody("auto", "car"))
+    meteor = (1 - 0.5 / 5**3) - 0.8 * (1 - 0.5 / 4**3)  # five words of five, not four
+    assert transcripts.nearness("a b c d auto", "a b c d car") - before == pytest.approx(meteor / 4)
+
+
+def test_without_wordnet_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    corpus = pytest.importorskip("nltk.corpus")
+    monkeypatch.setattr(corpus, "wordnet", Absent())
+    transcripts.synonyms.cache_clear()
+    with pytest.raises(ValueError, match=r"needs WordNet; python -m nltk\.downloader wordnet"):
+        transcripts.synonyms()
+
+
+def test_overall_figures_are_means_of_abilities() -> None:
+    def mark(kind: str, got: float, most: float = 1.0) -> Mark:
+        return Mark(extracted="x", got=got, most=most, notes={"type": kind})
+
+    found = abilities([mark("text recognition en", 1.0), mark("full-page OCR en", 0.0), mark("text spotting en", 1.0),
+                       mark("full-page OCR cn", 0.25), mark("text translation cn", 0.0, 0.0)])  # fmt: skip
+    assert found == {"overall en": 0.75, "overall cn": 0.25, "recognition en": 0.5, "spotting en": 1.0,
+                     "recognition cn": 0.25}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", SCORERS)

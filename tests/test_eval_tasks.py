@@ -17,6 +17,7 @@ from PIL import Image
 
 from omni.eval.run import Run
 from omni.eval.spec import Spec
+from omni.eval.subtitles import Line, from_json, from_srt, interleaved
 from omni.eval.tasks import TASKS
 from omni.eval.tasks.haystacks import Haystack
 
@@ -70,6 +71,16 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, an answer that is
          "option0": "red", "option1": "green", "option2": "blue", "option3": "N/A", "option4": "N/A"},
         "green", "C. blue",
     ),
+    "videomme_subtitles": (
+        {"video_id": "001", "videoID": "clip", "question_id": "001-1", "duration": "short", "domain": "Life",
+         "sub_category": "x", "task_type": "Counting", "question": "What colour?", "options": OPTIONS, "answer": "B"},
+        "B", "subtitles are listed below:\nIt is green.\nGood bye.\nSelect",
+    ),
+    "longvideobench_subtitles": (
+        {"id": "1_0", "video_path": "clip.mp4", "question": "What colour?", "correct_choice": 1, "duration_group": 15,
+         "question_category": "S2E", "candidates": PLAIN, "duration": 2.0, "subtitle_path": "clip_en.json",
+         "starting_timestamp_for_subtitles": 10}, "green", "C. blue",
+    ),
     "mvbench": (
         {"video": "clip.mp4", "question": "What colour?", "candidates": PLAIN, "answer": "green"}, "(B)", "B. green",
     ),
@@ -102,9 +113,28 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {  # a row, an answer that is
 }  # fmt: skip
 
 
+SRT = """1
+00:00:00,000 --> 00:00:00,400
+<font color="white" size=".72c">It is green.</font>
+
+2
+00:00:00,400 --> 00:00:00,700
+Good
+bye.
+"""
+SAID = [
+    {"timestamp": [10.0, 10.4], "text": "It is green."},
+    {"start": "00:00:11.0", "end": "00:00:11.5", "line": "Bye."},
+]
+
+
 @pytest.fixture(scope="module")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("media")
+    folder = tmp_path_factory.mktemp("files") / "media"
+    for each in (folder, folder.parent / "subtitle", folder.parent / "subtitles"):
+        each.mkdir()
+    (folder.parent / "subtitle" / "clip.srt").write_text(SRT)
+    (folder.parent / "subtitles" / "clip_en.json").write_text(json.dumps(SAID))
     made_clips.clip(folder / "clip.mp4", sound="aac")
     Image.new("RGB", (100, 100), "white").save(folder / "a.pdf")
     return folder
@@ -155,6 +185,71 @@ def test_what_is_missing_is_named(tmp_path: Path, media: Path) -> None:
     table.to_parquet(tmp_path / "b" / "train.parquet")
     with pytest.raises(ValueError, match="lies outside"):
         TASKS["mmlongbench_doc"].items(outside)[0]
+
+
+def test_subtitles_of_the_sampled_frames_are_listed(tmp_path: Path, media: Path) -> None:
+    values = written(tmp_path, "videomme_subtitles", media).to_dict()
+    frames = {**values, "options": {"subtitles": "frames"}}
+    made = TASKS["videomme_subtitles"]
+
+    def told(**shown: Any) -> str:
+        spec = made.spec({**frames, "preprocessing": shown})
+        return made.items(spec)[0].fields["subtitles"]
+
+    assert told(frames=1) == "It is green."  # the first frame
+    assert told(fps=5.0) == "It is green.\nGood bye."
+    with pytest.raises(ValueError, match=r"state preprocessing\.frames"):
+        told()
+    with pytest.raises(ValueError, match=r"options\.subtitles is 'some'; want 'all' or 'frames'"):
+        made.items(made.spec({**values, "options": {"subtitles": "some"}}))[0]
+    with pytest.raises(ValueError, match=r"none is missing; options\.folder names"):
+        made.items(made.spec({**values, "options": {"folder": str(tmp_path / "none")}}))[0]
+    (tmp_path / "other").mkdir()
+    (item,) = made.items(made.spec({**values, "options": {"folder": str(tmp_path / "other")}}))
+    assert item.fields["subtitles"] == "No subtitles available"
+
+
+def test_subtitles_stand_between_the_frames_by_time(tmp_path: Path, media: Path) -> None:
+    spec = written(tmp_path, "longvideobench_subtitles", media)
+    clip = {"type": "video", "path": str(media / "clip.mp4"), "sound": False}
+    (item,) = TASKS["longvideobench_subtitles"].items(spec)  # a frame a second: 0 and 1
+    said = [{"type": "text", "text": f"{text}\n"} for text in ("It is green.", "Bye.")]
+    assert list(item.media) == [{**clip, "times": [0.0]}, said[0], {**clip, "times": [1.0]}, said[1]]
+    lines = [Line(start=a, end=b, text=str(b)) for a, b in ((0.0, 1.8), (2.6, 2.9), (3.2, 3.3), (4.0, 9.0))]
+    made = list(interleaved({"path": "x"}, lines, [0.0, 1.0, 2.0, 3.0]))
+    rest = {"path": "x", "sound": False}
+    assert made == [{**rest, "times": [0.0]}, {"type": "text", "text": "1.8\n"}, {**rest, "times": [1.0, 2.0]},
+                    {"type": "text", "text": "2.9\n"}, {**rest, "times": [3.0]},
+                    {"type": "text", "text": "3.3\n"}]  # nothing is seen during the last one  # fmt: skip
+    for text in ("[1]", "{", '[{"timestamp": [1.0]}]', '[{"start": "1", "end": "2", "line": ""}]'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match=r"bad\.json: .*want a list with timestamp and text"):
+            from_json(tmp_path / "bad.json", 0.0, 2.0)
+    (tmp_path / "bad.srt").write_text("1\n\nno times")
+    with pytest.raises(ValueError, match=r"bad\.srt holds no subtitles"):
+        from_srt(tmp_path / "bad.srt")
+
+
+def test_a_row_that_is_otherwise_is_named(tmp_path: Path, media: Path) -> None:
+    def broken(name: str, **changed: Any) -> None:
+        spec = written(tmp_path / name, name, media)
+        row = {**ROWS[name][0], **changed}
+        row = {key: value() if callable(value) else value for key, value in row.items()}
+        (table,) = Path(spec.source.path).rglob("*.parquet")
+        datasets.Dataset.from_list([row]).to_parquet(table)
+        TASKS[name].items(spec)[0]
+
+    with pytest.raises(ValueError, match=r"the truth 'pink' is none of the options \['red', 'green', 'blue'\]"):
+        broken("mvbench", answer="pink")
+    with pytest.raises(ValueError, match=r"row 0 is not as ai2d has them \(IndexError: .*\); check the data"):
+        broken("ai2d", answer="99")
+    with pytest.raises(ValueError, match=r"asks for a table in neither HTML nor Markdown; check the data"):
+        broken("ocrbench_v2", type="table parsing en", question="Read it.")
+    with pytest.raises(ValueError, match="row 1 has no bbox_list or content; check the data"):
+        broken("ocrbench_v2", type="text spotting en", bbox_list=[[0, 0, 9, 0, 9, 9, 0, 9]])
+    broken("ocrbench_v2", type="text spotting en", bbox_list=[[0, 0, 9, 0, 9, 9, 0, 9]], content=["a"])
+    with pytest.raises(ValueError, match="no rule for type singing en"):
+        broken("ocrbench_v2", type="singing en")
 
 
 @pytest.mark.parametrize("kind", ["single", "keys", "values", "queries"])

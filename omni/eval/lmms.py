@@ -5,8 +5,7 @@ Pictures, videos with their own sound, sounds and text, in batches; thinking, if
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from lmms_eval.api.instance import GenerationResult, TokenCounts  # pyright: ignore[reportMissingImports]  (plug-in)
@@ -15,11 +14,10 @@ from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImpo
 
 from omni.answer import Result
 from omni.eval.extract import spoken
+from omni.eval.harness import settings, together
 from omni.generate import Stream
 from omni.load import load
 from processors.batch import Batch
-
-KNOWN = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 class OmniChat(lmms):
@@ -64,12 +62,10 @@ class OmniChat(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """Answers in the order of the requests; those with the same settings are written side by side."""
-        order = sorted(range(len(requests)), key=lambda i: repr(requests[i].args[2]))
         answers: dict[int, Result] = {}
-        for _, group in groupby(order, key=lambda i: repr(requests[i].args[2])):
-            for batch in _cut(group, self.batch_size):
-                made = self._answer([requests[i] for i in batch])
-                answers.update(zip(batch, made, strict=True))
+        for batch in together([request.args[2] for request in requests], self.batch_size):
+            made = self._answer([requests[i] for i in batch])
+            answers.update(zip(batch, made, strict=True))
         found = list[Any]()
         for i, request in enumerate(requests):
             text = spoken(answers[i].text) or ""
@@ -83,15 +79,12 @@ class OmniChat(lmms):
         return found
 
     def _answer(self, requests: Sequence[Any]) -> list[Result]:
-        settings = dict(requests[0].args[2])
-        until = settings.get("until", ())
         pieces = self.model.generate(
             Batch.pack([self._prompt(request) for request in requests]),
-            stop=(until,) if isinstance(until, str) else tuple(until),
             thinking_budget=self.budget if self.think else 0,
             seed=0,
             stream=True,
-            **_settings(settings),
+            **settings(requests[0].args[2], longest=1024),
         )
         assert isinstance(pieces, Stream)
         return pieces.results
@@ -143,23 +136,8 @@ class OmniChat(lmms):
         raise ValueError("omni: this task asks in several rounds, which lmms-eval's chat interface does not have")
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """lmms-eval's generation settings as `generate` has them; greedy unless a task samples."""
-    found = {name: values[name] for name in KNOWN if values.get(name) is not None}
-    found.setdefault("max_new_tokens", values.get("max_gen_toks", 1024))
-    if not values.get("do_sample", found.get("temperature", 0.0) > 0):
-        found = {name: value for name, value in found.items() if name in ("max_new_tokens", "repetition_penalty")}
-    return found
-
-
 def _sound(value: Any) -> dict[str, Any]:
     """A sound as `datasets` decodes it (an array and its rate), or a file."""
     if isinstance(value, Mapping):
         return {"type": "audio", "audio": value["array"], "rate": value["sampling_rate"]}
     return {"type": "audio", "audio": value}
-
-
-def _cut(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
-    """Runs of so many."""
-    listed = list(numbers)
-    return (listed[i : i + size] for i in range(0, len(listed), size))

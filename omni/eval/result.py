@@ -50,7 +50,8 @@ def summarise(records: Sequence[Record], times: Sequence[Times] = (), on_failure
     """A run's result. Raises ValueError where there is no record, or none that counts."""
     counted = [r for r in records if on_failure == "wrong" or not r.failed]
     if not counted:
-        raise ValueError(f"eval: {len(records)} items, and none that counts; nothing to sum up")
+        why = "; nothing could be read from any answer, and scoring.on_failure leaves those out" if records else ""
+        raise ValueError(f"eval: {len(records)} items, and none that counts{why}")
     scorer = named(records[0].rule)
     marks = [Mark(extracted=r.extracted, got=r.got, most=r.most, notes=r.notes) for r in counted]
     first = [each.first_token for each in times]

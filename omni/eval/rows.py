@@ -28,8 +28,9 @@ def rows(source: Source, columns: Sequence[str]) -> Any:
         raise ValueError("eval: datasets is not installed; pip install 'omni[eval]'") from None
     if not source.path:
         raise ValueError("eval: source.path is empty; name a repository of the hub, or a local folder")
+    where = _where(source)
     try:
-        table: Any = datasets.load_dataset(**_where(source))
+        table: Any = datasets.load_dataset(**where)
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"eval: {source.path} {source.name or ''}, split {source.split}: {error}") from None
     if missing := [column for column in columns if column not in table.column_names]:
@@ -48,6 +49,10 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 def _where(source: Source) -> dict[str, Any]:
     """What `datasets` is asked for. Raises ValueError where a folder has no file of the split."""
     if not Path(source.path).is_dir():
+        if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1:
+            raise ValueError(
+                f"eval: there is no folder {source.path}; source.path names one, or a repository of the hub"
+            )
         return {"path": source.path, "name": source.name, "split": source.split, "revision": source.revision}
     folder = Path(source.path) / (source.name or "")
     files = [path for path in sorted(folder.iterdir()) if path.suffix in READERS] if folder.is_dir() else []
@@ -60,10 +65,19 @@ def _where(source: Source) -> dict[str, Any]:
 
 
 def items(make: Make, columns: Sequence[str]) -> Callable[[Spec], Lazy]:
-    """A task's items from rows with these columns."""
+    """A task's items from rows with these columns. A row that is otherwise than the task's raises ValueError."""
 
     def read(spec: Spec) -> Lazy:
-        return Lazy(rows(spec.source, columns), lambda index, row: make(spec, index, row))
+        def made(index: int, row: Mapping[str, Any]) -> Item:
+            try:
+                return make(spec, index, row)
+            except (LookupError, TypeError, AttributeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"eval: {spec.source.path}: row {index} is not as {spec.task} has them ({why}); check the data"
+                ) from error
+
+        return Lazy(rows(spec.source, columns), made)
 
     return read
 
@@ -77,12 +91,17 @@ def file_of(value: Any, spec: Spec) -> Any:
 
 def beside(spec: Spec, name: str) -> Path:
     """A file that a row names, in the folder of the source's media. Raises ValueError where it lies outside."""
-    folder = Path(spec.source.media or spec.source.path)
+    return within(Path(spec.source.media or spec.source.path), name, "source.media names the folder of the videos or "
+                  "documents")  # fmt: skip
+
+
+def within(folder: Path, name: str, hint: str) -> Path:
+    """A file in a folder. Raises ValueError where it lies outside, or is missing: then with the hint."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"eval: {name} lies outside {folder}; check the data")
     if not path.is_file():
-        raise ValueError(f"eval: {path} is missing; source.media names the folder of the videos or documents")
+        raise ValueError(f"eval: {path} is missing; {hint}")
     return path
 
 
@@ -110,6 +129,14 @@ def video(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
 def lettered(options: Sequence[str]) -> str:
     """Options one below the other, as A. B. C."""
     return "\n".join(f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+
+
+def letter_of(options: Sequence[str], truth: str) -> str:
+    """The letter of the option that is the truth, but for case. Raises ValueError where none is."""
+    said = [option.strip().lower() for option in options]
+    if truth.strip().lower() not in said:
+        raise ValueError(f"eval: the truth {truth!r:.80} is none of the options {list(options)!r:.200}; check the data")
+    return chr(ord("A") + said.index(truth.strip().lower()))
 
 
 def split_letters(options: Sequence[str]) -> tuple[str, ...]:

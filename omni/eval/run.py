@@ -70,7 +70,9 @@ class Run:
         for found in records[:1]:
             if (found.spec, found.model) != (self.spec.hash, self.weights):
                 other = "spec" if found.spec != self.spec.hash else "model"
-                raise ValueError(f"eval: {self.path} was written with another {other}; choose another file")
+                raise ValueError(
+                    f"eval: {self.path} was written with another {other}; choose another file, or remove this one"
+                )
         count = min(len(records), len(times))
         count = count if count == limit else count // self.spec.decoding.batch * self.spec.decoding.batch
         record.write(self.path, records[:count], times[:count], anew=True)
@@ -170,6 +172,23 @@ class Run:
         )
 
 
+def check(spec: Spec, items: Table) -> None:
+    """Raises ValueError for what is known to be wrong before a model is loaded: no item, an unknown rule, a prompt or a
+    rule that does not fit the first item.
+    """
+    scorer = named(spec.scoring.rule)
+    if not len(items):
+        raise ValueError(f"eval: {spec.source.path or spec.task} has no items")
+    items[0].question(spec.prompt)
+    try:
+        scorer.mark("A 1 2", items[0])
+    except (LookupError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"spec: scoring.rule {scorer.name!r} cannot mark {spec.task} ({why}); leave it out for the task's own"
+        ) from None
+
+
 def prepared(processor: OmniProcessor, shown: Preprocessing) -> OmniProcessor:
     """The processor with a spec's dpi. The one that came stays as it is."""
     if shown.dpi is None:
@@ -182,9 +201,9 @@ def prepared(processor: OmniProcessor, shown: Preprocessing) -> OmniProcessor:
 
 
 def _sampled(part: Mapping[str, Any], shown: Preprocessing) -> dict[str, Any]:
-    """A part of a message; of a video that is no list of frames, with the spec's frames or rate."""
+    """A part of a message; of a video whose frames are not chosen yet, with the spec's frames or rate."""
     made = dict(part)
-    if part["type"] != "video" or "frames" in part or "sampling" in part:
+    if part["type"] != "video" or part.keys() & {"frames", "sampling", "times"}:
         return made
     if shown.frames is not None:
         made["sampling"] = {"frames": shown.frames}

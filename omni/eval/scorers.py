@@ -6,7 +6,7 @@ Thinking is taken off before any rule sees an answer; where nothing is left, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omni.eval import extract, scorers_documents, scorers_ocr, scorers_speech
 from omni.eval.item import FAILED, Item, Mark
@@ -31,9 +31,8 @@ class Scorer:
     def mark(self, answer: str, item: Item) -> Mark:
         """What an answer is worth; a failure where it holds nothing but thinking. Errors then are all of the text."""
         said = extract.spoken(answer)
-        if said is not None:
-            return self.rule(said, item)
-        return self.rule("", item) if self.errors else FAILED
+        mark = self.rule(said or "", item)
+        return mark if said or self.errors else replace(mark, extracted=None, got=0.0)
 
 
 def choice(answer: str, item: Item) -> Mark:
@@ -93,7 +92,12 @@ ALL = (
     Scorer(name="relaxed", about="relaxed accuracy, 5 % of a number", rule=scorers_documents.relaxed),
     Scorer(name="vqa", about="agreement with ten people", rule=scorers_documents.vqa),
     Scorer(name="ocrbench", about="the truth stands in the answer", rule=scorers_ocr.ocrbench),
-    Scorer(name="ocrbench v2", about="a rule for each type of question", rule=scorers_ocr.ocrbench_v2),
+    Scorer(
+        name="ocrbench v2",
+        about="a rule for each type of question",
+        rule=scorers_ocr.ocrbench_v2,
+        summary=scorers_ocr.abilities,
+    ),
     Scorer(
         name="long documents",
         about="MMLongBench-Doc's rules by format",

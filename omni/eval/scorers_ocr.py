@@ -1,7 +1,6 @@
 """Scorers of OCRBench and OCRBench v2: a rule for each type of question.
 
-Of v2's types the transcriptions of whole pages, translations, tables, charts and spotting need metrics of their own
-(BLEU, METEOR, TEDS) and are not marked here; the task leaves their rows out.
+Here are v2's short answers; those that are pages, tables, charts and spotted words lie in `scorers_ocr_long`.
 """
 
 from __future__ import annotations
@@ -9,14 +8,17 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from omni.eval import scorers_ocr_long
 from omni.eval.item import FAILED, Item, Mark
 from omni.eval.scorers_documents import similarity
+from omni.eval.scorers_ocr_long import Told
+from omni.eval.spotting import overlap
 
-Told = Mapping[str, Any]
 WIDE = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20}
 
 
@@ -40,11 +42,28 @@ def _folded(text: str) -> str:
 
 
 def ocrbench_v2(answer: str, item: Item) -> Mark:
-    """By the type of the question. Truth: type, answers, and where the row has them eval, bbox and content.
+    """By the type of the question. Truth: type, answers, and where the row has them eval, bbox, boxes, content; form of
+    an answer that a question asks for. Notes: the type.
 
-    Source: OCRBench v2, arXiv 2501.00321, appendix.
+    Source: OCRBench v2, arXiv 2501.00321, appendix, and the evaluation that the authors published.
     """
-    return RULES[item.truth["type"]](answer, item.truth)
+    kind = item.truth["type"]
+    return replace(RULES[kind](answer, item.truth), notes={"type": kind})
+
+
+def abilities(marks: Sequence[Mark]) -> dict[str, float]:
+    """OCRBench v2's overall figures: each ability's mean, and of each language the mean of its abilities."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for mark in marks:
+        if mark.most and mark.notes.get("type") in ABILITIES:
+            found[ABILITIES[mark.notes["type"]]].append(mark.got)
+    means = {name: sum(found[name]) / len(found[name]) for name in dict.fromkeys(ABILITIES.values()) if name in found}
+    overall = {
+        f"overall {language}": sum(values) / len(values)
+        for language in ("en", "cn")
+        if (values := [value for name, value in means.items() if name.endswith(language)])
+    }
+    return overall | means
 
 
 def _words(answer: str, told: Told) -> Mark:
@@ -93,18 +112,24 @@ def _count(answer: str, told: Told) -> Mark:
 
 
 def _expression(answer: str, told: Told) -> Mark:
-    said = _formula(answer)
-    return Mark(extracted=said, got=float(any(_formula(str(truth)) in said for truth in told["answers"])))
+    """The truth stands in the answer, without blanks; where Chinese, without \\text{} around words too."""
+    bare = told["type"].endswith("cn")
+    said, *truths = (
+        _formula(re.sub(r"\\text\{([^{}]*)\}", r"\1", str(text)) if bare else str(text))
+        for text in (answer, *told["answers"])
+    )
+    return Mark(extracted=said, got=float(any(truth in said for truth in truths)))
 
 
-def overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom)."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    both = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    whole = sum(areas) - both
-    return both / whole if whole else 0.0
+BETWEEN = ("", ".", ". ", ",", ", ", "\u3001", ";", "; ", " ", "\u548c")
+
+
+def _handwritten(answer: str, told: Told) -> Mark:
+    """Prose as a transcript; otherwise the letters of the truth stand in the answer, with one mark between them."""
+    if told.get("form") == "prose":
+        return scorers_ocr_long.transcript(answer, told)
+    right = any(mark.join(str(told["answers"][0])) in answer for mark in BETWEEN)
+    return Mark(extracted=answer, got=float(right))
 
 
 def _box(text: str) -> list[float] | None:
@@ -130,50 +155,65 @@ def _placed(answer: str, told: Told) -> Mark:
     found = fields_of(answer)
     if found is None:
         return FAILED
-    said = _near(str(found.get("answer", "")), told, same=False).got if found.get("answer") else 0.0
-    box = _box(str(found.get("bbox", "")))
-    return Mark(
-        extracted=json.dumps(found),
-        got=0.5 * said + (0.5 * overlap(box, [float(side) for side in told["bbox"]]) if box else 0.0),
-    )
+    said = _near(found["answer"], told, same=False).got if "answer" in found else 0.0
+    box = _sides(found.get("bbox", ""))
+    place = overlap(box, [float(side) for side in told["bbox"]]) if box else 0.0
+    return Mark(extracted=json.dumps(found), got=0.5 * said + 0.5 * place)
 
 
-def fields_of(text: str) -> dict[str, Any] | None:
-    """The fields that an answer writes as JSON or as Python does, in a fence or not; None where there are none."""
+def _sides(text: str) -> list[int] | None:
+    """A box in brackets, in whole numbers; None for anything else."""
+    try:
+        found = [int(side) for side in ast.literal_eval(text)]
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return found if len(found) >= 4 else None
+
+
+PAIR = re.compile(r"""["']?([\w\s]+)["']?\s*[:=]\s*["']?([^\n,"'{}]+)["']?""")
+
+
+def fields_of(text: str) -> dict[str, str] | None:
+    """The fields that an answer writes as JSON or as Python does, in a fence or not, or else as "name: value" pairs;
+    None where there are none.
+    """
     found = re.search(r"\{.*\}", text, re.DOTALL)
     for read in (json.loads, ast.literal_eval) if found else ():
         try:
             value = read(found[0])  # pyright: ignore[reportOptionalSubscript]  (found, or the loop is empty)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
         if isinstance(value, dict):
-            return {str(key): inner for key, inner in value.items()}
-    return None
+            return {str(name).strip(): str(inner).strip() for name, inner in value.items()}
+    return {name.strip(): value.strip() for name, value in PAIR.findall(text)} or None
 
 
 def _keyed(answer: str, told: Told) -> Mark:
     """Fields that agree (but for case and blanks) of all that either names; where a field allows several values, the
     best choice of them counts.
     """
-    found, truth = fields_of(answer), told["answers"][0]
+    found, truth = fields_of(answer), _true_fields(told["answers"][0])
     if found is None:
         return FAILED
-    truth = fields_of(truth) if isinstance(truth, str) else truth
     if truth is None:
         raise ValueError(f"ocrbench v2: the truth {told['answers'][0]!r:.80} holds no fields; check the data")
-    lists = [value if isinstance(value, list) else [value] for value in truth.values()]
-    wanted = [dict(zip(truth, map(_value, chosen), strict=True)) for chosen in product(*lists)]
-    said = {key: _value(value) for key, value in found.items()}
-    return Mark(extracted=json.dumps(found), got=max(_agreement(said, each) for each in wanted))
+    allowed = {name: {_bare(each) for each in (value if isinstance(value, list) else [value])}
+               for name, value in truth.items()}  # fmt: skip
+    right = sum(_bare(found[name]) in allowed[name] for name in found.keys() & allowed.keys())
+    named = len(found.keys() | allowed.keys())
+    return Mark(extracted=json.dumps(found), got=right / named)
 
 
-def _value(value: Any) -> str:
-    return _formula(str(value[0] if isinstance(value, list) and value else value).strip().lower())
+def _true_fields(truth: Any) -> dict[str, Any] | None:
+    """A truth's fields; they may be text, and text of text."""
+    for _ in range(2):
+        if isinstance(truth, str):
+            truth = scorers_ocr_long.plain(truth)
+    return truth if isinstance(truth, dict) else None
 
 
-def _agreement(said: Mapping[str, str], truth: Mapping[str, str]) -> float:
-    named = said.keys() | truth.keys()
-    return sum(key in said and said[key] == truth.get(key) for key in named) / len(named) if named else 0.0
+def _bare(value: Any) -> str:
+    return _formula(str(value).strip().lower())
 
 
 RULES: dict[str, Callable[[str, Told], Mark]] = {
@@ -184,8 +224,28 @@ RULES: dict[str, Callable[[str, Told], Mark]] = {
     **dict.fromkeys(("cognition VQA cn", "reasoning VQA cn"), _chinese),
     **dict.fromkeys(("key information extraction en", "key information mapping en", "key information extraction cn"),
                     _keyed),
+    **scorers_ocr_long.RULES,
     "text counting en": _count,
     "formula recognition en": _expression,
+    "formula recognition cn": _expression,
+    "handwritten answer extraction cn": _handwritten,
     "text grounding en": _grounded,
     "VQA with position en": _placed,
+}  # fmt: skip
+ABILITIES = {
+    **dict.fromkeys(("text recognition en", "fine-grained text recognition en", "full-page OCR en"), "recognition en"),
+    **dict.fromkeys(("text grounding en", "VQA with position en"), "detection en"),
+    "text spotting en": "spotting en",
+    **dict.fromkeys(("key information extraction en", "key information mapping en"), "relation extraction en"),
+    **dict.fromkeys(("document parsing en", "chart parsing en", "table parsing en", "formula recognition en"),
+                    "element parsing en"),
+    **dict.fromkeys(("math QA en", "text counting en"), "calculation en"),
+    **dict.fromkeys(("document classification en", "cognition VQA en", "diagram QA en"), "understanding en"),
+    **dict.fromkeys(("reasoning VQA en", "science QA en", "APP agent en", "ASCII art classification en"),
+                    "reasoning en"),
+    "full-page OCR cn": "recognition cn",
+    **dict.fromkeys(("key information extraction cn", "handwritten answer extraction cn"), "relation extraction cn"),
+    **dict.fromkeys(("document parsing cn", "table parsing cn", "formula recognition cn"), "element parsing cn"),
+    "cognition VQA cn": "understanding cn",
+    **dict.fromkeys(("reasoning VQA cn", "text translation cn"), "reasoning cn"),
 }  # fmt: skip

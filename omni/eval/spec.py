@@ -113,8 +113,8 @@ class Spec:
         return json.loads(json.dumps(asdict(self)))
 
     def to_yaml(self) -> str:
-        """As a file that reads back as this spec; what is None is left out."""
-        return yaml.safe_dump(_said(self.to_dict()), sort_keys=False, allow_unicode=True, width=120)
+        """As a file that reads back as this spec, every field stated; None is null."""
+        return yaml.dump(self.to_dict(), Dumper=_Blocks, sort_keys=False, allow_unicode=True, width=120)
 
     @property
     def hash(self) -> str:
@@ -128,7 +128,8 @@ def read(path: Path) -> dict[str, Any]:
         text = path.read_text()
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"spec: {path}: {error}; want a YAML or TOML file") from None
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"spec: {path}: {why}; want a YAML or TOML file") from None
     if path.suffix not in (".yaml", ".yml", ".toml") or not isinstance(values, dict):
         raise ValueError(f"spec: {path} holds no fields; want a .yaml or .toml file with task, source and so on")
     return values
@@ -198,7 +199,12 @@ def _check(spec: Spec) -> None:
             raise ValueError(f"spec: {message}")
 
 
-def _said(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {name: _said(value) for name, value in values.items() if value not in (None, [], {})}
+class _Blocks(yaml.SafeDumper):
+    """Texts of several lines stand as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Blocks.add_representer(str, _text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from omni.eval.spec import Spec, read
@@ -30,6 +31,9 @@ def spec_of(what: str) -> Spec:
     """A spec from a file, or a task's own from its name. Raises ValueError for what is neither."""
     if what in TASKS:
         return TASKS[what].spec()
+    if not Path(what).suffix:
+        close = get_close_matches(what, TASKS, 3) or list(TASKS)
+        raise ValueError(f"eval: {what!r} is no task and no .yaml or .toml file; want one of {', '.join(close)}")
     values = read(Path(what))
     if not isinstance(values.get("task"), str):
         raise ValueError(f"spec: {what} names no task; want one of {', '.join(TASKS)}")

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from omni.eval.extract import LETTERS
 from omni.eval.item import Item
-from omni.eval.rows import audio, items, lettered
+from omni.eval.rows import audio, items, letter_of, lettered
 from omni.eval.spec import Spec
 from omni.eval.task import Task
 from omni.eval.tasks.documents import LETTER
@@ -43,12 +42,11 @@ def _voicebench(spec: Spec, index: int, row: Row) -> Item:
 def _mmau(spec: Spec, index: int, row: Row) -> Item:
     """Choices are a list, or JSON of one; the truth is one of their texts."""
     options = json.loads(row["choices"]) if isinstance(row["choices"], str) else list(row["choices"])
-    texts = [option.strip().lower() for option in options]
     return Item(
         name=str(row.get("id", index)),
         media=(audio(row["audio"], spec),),
         fields={"question": row["question"], "options": lettered(options)},
-        truth=LETTERS[texts.index(row["answer"].strip().lower())],
+        truth=letter_of(options, row["answer"]),
         options=tuple(options),
         groups={"task": row["task"], "difficulty": row.get("difficulty") or "unstated"},
     )
