@@ -12,8 +12,9 @@ from oracles import relative_error
 from typer.testing import CliRunner
 
 from encoders.vision import RadioVit
-from omni import bench_first, bench_towers
+from omni import bench_batch, bench_first, bench_real, bench_towers
 from omni.bench_first import SIZES, STAGES, WAYS, ask, frame_by_frame, in_order
+from omni.bench_model import machine
 from omni.bench_random import OMNI, shrunk
 from omni.bench_towers import RATE, audio_pair, measure, shape_of, vision_pair
 from omni.cli import app
@@ -138,11 +139,15 @@ SMALL = ("--layers", "6", "--width-scale", "0.03125", "--repeats", "1")
 COMMANDS = {
     "towers": ("--patches", "16", "--seconds", "1", "--dtype", "float32", *SMALL),
     "first": ("--size", "small", "--frames", "4", "--patches", "64", "--repeats", "1"),
+    "real": ("--prompt", "20", "--new", "2", "--contexts", "8,30", *SMALL),
+    "batch": ("--batches", "1,2", "--new", "2", "--context", "8", "--formats", "bf16,int4", *SMALL),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_commands_end_with_a_line_and_draw(name: str, tmp_path: Path) -> None:
+def test_commands_end_with_a_line_and_draw(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (bench_real, bench_batch):
+        monkeypatch.setattr(module, "machine", lambda: machine(size=64, read_bytes=2**16))
     out = tmp_path / "figure.png"
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", name, *COMMANDS[name], "--plot", str(out)])
     assert result.exit_code == 0, result.output
