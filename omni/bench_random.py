@@ -175,7 +175,7 @@ def random_packed(
                 bias = (
                     None if child.bias is None else torch.empty(child.bias.shape, dtype=torch.bfloat16).normal_(std=STD)
                 )
-                weight = noise.weight(*child.weight.shape, kind)
+                weight = noise.weight(child.weight.shape, kind)
                 setattr(module, leaf, PackedLinear(weight, bias, _origin(child.weight, weight)))
             elif isinstance(child, Experts):
                 setattr(module, leaf, noise.experts(child, kind))
@@ -219,8 +219,9 @@ class _Noise:
             done += len(part)
         return out
 
-    def weight(self, rows: int, width: int, form: Format | None) -> Weight:
+    def weight(self, shape: Sequence[int], form: Format | None) -> Weight:
         """See `omni.packed.packed`, which takes int8 where int4's groups do not divide the width."""
+        rows, width = shape
         group = next((size for size in GROUPS if width % size == 0), None)
         if form == "int4" and group is not None:
             filled = rows + -rows % FILLED
@@ -238,7 +239,7 @@ class _Noise:
         for name in STACKS:
             was = getattr(experts, name)
             if was is not None:
-                weights = [self.weight(*was.shape[1:], form) for _ in range(len(was))]
+                weights = [self.weight(was.shape[1:], form) for _ in range(len(was))]
                 stacks[name] = Stack(weights, _origin(was, weights[0]))
         if experts.up_bias is not None:
             raise ValueError("bench: experts with biases came; random packed models have none")
