@@ -6,15 +6,11 @@ line last.
 
 from __future__ import annotations
 
-import json
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omni.bench_result import Result, comparisons, in_turns, line
 from processors import image, video
 from processors.ahead import ahead
 from processors.chat import Item
@@ -30,37 +27,6 @@ from processors.items import Pages
 from processors.media import open_picture
 from processors.pdf import open_document
 from processors.rules import Rules
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """Seconds of ours and theirs, medians; ratio: theirs / ours (above 1: ours is faster)."""
-
-    name: str
-    ours: float
-    theirs: float
-    spread: float
-    note: str
-
-    @property
-    def ratio(self) -> float:
-        """Theirs over ours."""
-        return self.theirs / self.ours
-
-
-def in_turns(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> tuple[float, float, float]:
-    """Median seconds of each, run in turns after a warm-up; and the larger spread (max - min over the median)."""
-    ours()
-    theirs()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for run, into in ((ours, times[0]), (theirs, times[1])):
-            start = time.perf_counter()
-            run()
-            into.append(time.perf_counter() - start)
-    medians = [statistics.median(each) for each in times]
-    spread = max((max(each) - min(each)) / median for each, median in zip(times, medians, strict=True))
-    return medians[0], medians[1], spread
 
 
 def pictures(folder: Path, repeats: int) -> Result:
@@ -245,6 +211,4 @@ def media(minutes: int = 10, page_count: int = 300, repeats: int = 5) -> tuple[l
 
 def report(results: list[Result], memory: dict[str, Any]) -> str:
     """One JSON line."""
-    rows = [{**asdict(result), "ratio": round(result.ratio, 2)} for result in results]
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return json.dumps({"results": rows, **memory, "peak_bytes": own, "threads": torch.get_num_threads()})
+    return line(results=comparisons(results), **memory)

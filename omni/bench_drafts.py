@@ -5,16 +5,14 @@ Answers are compared first: a draft may only save time. Times are of decoding al
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Literal
 
-import torch
-
 from omni.answer import Result
+from omni.bench_result import line
 from omni.model import OmniModel
 from processors.batch import Batch
 
@@ -104,4 +102,4 @@ def _compare(depth: Depth, plain: list[Result], drafted: list[Result]) -> Drafte
 
 def report(rows: list[Drafted]) -> str:
     """One JSON line."""
-    return json.dumps({"drafts": [asdict(row) for row in rows], "threads": torch.get_num_threads()})
+    return line(drafts=[asdict(row) for row in rows])

@@ -8,11 +8,10 @@ over what that ceiling would allow.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -23,12 +22,15 @@ import torch
 from omni.anatomy import anatomy
 from omni.attention import AttentionConfig
 from omni.backbone import BackboneConfig, BlockConfig
+from omni.bench_decode import Profile, profiled, touched, writes
+from omni.bench_random import random_model
+from omni.bench_result import line, spread, timed
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
 from omni.mamba import MambaConfig
 from omni.model import OmniModel
-from omni.moe import MoE, MoEConfig
-from omni.packed import Format, PackedExperts, PackedLinear, pack
+from omni.moe import MoEConfig
+from omni.packed import Format, pack
 
 PATTERN = "MEMEM*EMEMEM*EME"
 BLOCKS: dict[str, BlockConfig] = {
@@ -50,12 +52,19 @@ class Machine:
     read: float
     products: dict[str, float]
 
+    def words(self) -> str:
+        """For people."""
+        products = ", ".join(f"{name} {rate:.0f}" for name, rate in self.products.items())
+        return f"{self.threads} threads: {self.read:.0f} GB/s read; products {products} GFLOP/s"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """Tokens a second of reading a prompt and of writing after it, medians; spread: (max - min) / median.
 
-    share_of_products: of the bfloat16 ceiling; share_of_reads: of the machine's; None for other engines.
+    share_of_products: of the bfloat16 ceiling; share_of_reads: of the machine's; outside_products: the share of the
+    time of writing that is spent outside matrix products. None for other engines; the last also where compiled
+    kernels hide it.
     """
 
     engine: str
@@ -65,17 +74,7 @@ class Speed:
     spread: float
     share_of_products: float | None = None
     share_of_reads: float | None = None
-
-
-def timed(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each run, after one to warm up."""
-    run()
-    times: list[float] = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return times
+    outside_products: float | None = None
 
 
 def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
@@ -91,28 +90,13 @@ def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
     return Machine(threads=torch.get_num_threads(), read=read, products=found)
 
 
-def random_model(config: OmniConfig, seed: int = 0) -> OmniModel:
-    """Weights of standard deviation 0.02 in bfloat16."""
-    torch.manual_seed(seed)
-    with torch.device("meta"):
-        model = OmniModel(config).to(torch.bfloat16)
-    model.to_empty(device="cpu")
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            parameter.requires_grad_(False)
-            if name in ("A_log", "dt_bias"):
-                parameter.uniform_(0, 1)
-            elif name == "D" or (name == "weight" and parameter.ndim == 1):
-                parameter.fill_(1)
-            else:
-                parameter.normal_(std=0.02)
-        for buffer in module.buffers(recurse=False):
-            buffer.zero_()
-    return model.eval()
+def work(config: OmniConfig) -> float:
+    """GFLOP of matrix products that reading one token takes; the head scores a prompt's end only."""
+    return 2 * (anatomy(config).active - config.backbone.width * config.backbone.vocabulary) / 1e9
 
 
 @torch.inference_mode()
-def ours(model: OmniModel, prompt: int, new: int, repeats: int) -> tuple[list[float], list[float]]:
+def ours(model: OmniModel, prompt: int, new: int, repeats: int) -> tuple[list[float], list[float], Profile]:
     """Seconds of reading a prompt in one go and scoring its end, and of writing `new` tokens one by one after it."""
     ids = torch.randint(0, model.config.backbone.vocabulary, (prompt + new,))
     embeddings = model.look_up(ids)
@@ -123,32 +107,9 @@ def ours(model: OmniModel, prompt: int, new: int, repeats: int) -> tuple[list[fl
         state = model.new_state()
         model.score(model.read(embeddings[:prompt], (prompt,), state)[-1:])
 
-    def write() -> None:
-        for place in range(prompt, prompt + new):
-            model.score(model.read(embeddings[place : place + 1], (1,), state)).argmax(-1).item()
-
     prefill = timed(read, repeats)
-    mark = state.snapshot()
-
-    def write_again() -> None:
-        write()
-        state.restore(mark)
-
-    return prefill, timed(write_again, repeats)
-
-
-def touched(model: OmniModel) -> int:
-    """Bytes of weights that writing one token reads: all but the experts that are not chosen, and the embeddings."""
-    total = 0
-    for module in model.backbone.modules():
-        if isinstance(module, PackedLinear):
-            total += module.packed.nbytes
-        if isinstance(module, MoE) and isinstance(module.experts, PackedExperts):
-            stacks = (module.experts.up, module.experts.gate or [], module.experts.down)
-            stored = sum(weight.nbytes for stack in stacks for weight in stack)
-            total += stored * module.config.top_k // module.config.experts
-    assert isinstance(model.head, PackedLinear)
-    return total + model.head.packed.nbytes
+    decode = writes(model, state, embeddings[prompt:], repeats)
+    return prefill, decode, profiled(model, state, embeddings[prompt:], statistics.median(decode))
 
 
 def check_twins(config: OmniConfig, tokens: int = 96) -> float:
@@ -185,8 +146,6 @@ def measure(
     """
     check_twins(config)
     here = machine()
-    head = config.backbone.width * config.backbone.vocabulary
-    work = 2 * (anatomy(config).active - head) / 1e9  # GFLOP a token
     speeds: list[Speed] = []
     forms: tuple[Format | None, ...] = (None, "int8", "int4")
     for form, fused in product(forms, (False, True) if compiled else (False,)):
@@ -194,7 +153,7 @@ def measure(
         pack(model, form, rows=fused)
         if fused:
             compile_steps(model)
-        read, write = ours(model, prompt, new, repeats)
+        read, write, spent = ours(model, prompt, new, repeats)
         prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
         speeds.append(
             Speed(
@@ -202,9 +161,10 @@ def measure(
                 format=form or "bf16",
                 prefill=prefill,
                 decode=decode,
-                spread=max((max(each) - min(each)) / statistics.median(each) for each in (read, write)),
-                share_of_products=prefill * work / here.products["bfloat16"],
+                spread=spread(read, write),
+                share_of_products=prefill * work(config) / here.products["bfloat16"],
                 share_of_reads=decode * touched(model) / 1e9 / here.read,
+                outside_products=None if fused else spent.outside,
             )
         )
         del model
@@ -243,7 +203,7 @@ def transformers_speed(folder: Path, prompt: int, new: int, repeats: int) -> Ite
         format="bf16",
         prefill=prompt / statistics.median(reading),
         decode=new / statistics.median(writing),
-        spread=max((max(each) - min(each)) / statistics.median(each) for each in (reading, writing)),
+        spread=spread(reading, writing),
     )
 
 
@@ -263,4 +223,4 @@ def llama_speeds(folder: Path, vocabulary: int, prompt: int, new: int, repeats: 
 
 def report(here: Machine, speeds: list[Speed]) -> str:
     """One JSON line."""
-    return json.dumps({"machine": asdict(here), "speeds": [asdict(each) for each in speeds]})
+    return line(machine=asdict(here), speeds=[asdict(each) for each in speeds])
