@@ -230,7 +230,7 @@ class _Noise:
             return Four(self.bytes((filled, width // 2)), scales.bfloat16(), rows, width)
         if form is not None:
             codes = self.bytes((rows, width)).view(torch.int8).clamp_(min=-127)
-            return Eight(codes, torch.empty(rows).uniform_(0.8, 1.2) * STD / 73.6)
+            return Eight(codes, (torch.empty(rows).uniform_(0.8, 1.2) * STD / 73.6).bfloat16())
         return Plain(torch.empty(rows, width, dtype=torch.bfloat16).normal_(std=STD))
 
     def experts(self, experts: Experts, form: Format | None) -> PackedExperts:
