@@ -7,6 +7,7 @@ just tuples of block configs. Sources: Nemotron-H (arXiv 2504.03624), Nemotron N
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from omni.attention import Attention, AttentionConfig
-from omni.kernels import rms_norm
+from omni.kernels import fast, rms_norm
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, LinearConfig, MLPConfig, MoE, MoEConfig, NoOpConfig
 from omni.ops import Lengths
@@ -83,7 +84,12 @@ def new_mixer(config: BlockConfig, width: int, eps: float) -> nn.Module | None:
 
 
 class Block(nn.Module):
-    """One layer: x + mixer(norm(x)); a no-op block hands x on."""
+    """One layer: x + mixer(norm(x)); a no-op block hands x on.
+
+    step: a compiled kernel for one token, of (x, the layer's state), where there is one.
+    """
+
+    step: Callable[[Tensor, LayerState], Tensor] | None = None
 
     def __init__(self, config: BlockConfig, width: int, eps: float) -> None:
         super().__init__()
@@ -114,6 +120,8 @@ class Block(nn.Module):
         """Packed sequences of these lengths, going on from the layer's state, which is updated."""
         if self.mixer is None or self.norm is None:
             return x
+        if self.step is not None and len(x) == 1 and fast(x):
+            return self.step(x, state)
         if isinstance(self.mixer, Attention):
             assert state is None or isinstance(state, KVState)
             return x + self.mixer(self.norm(x), lengths, state)

@@ -240,7 +240,7 @@ class _Noise:
             was = getattr(experts, name)
             if was is not None:
                 weights = [self.weight(was.shape[1:], form) for _ in range(len(was))]
-                stacks[name] = Stack(weights, _origin(was, weights[0]))
+                stacks[name] = Stack.joined(weights, _origin(was, weights[0]))
         if experts.up_bias is not None:
             raise ValueError("bench: experts with biases came; random packed models have none")
         return PackedExperts(stacks, {}, experts.clamp)

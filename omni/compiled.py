@@ -1,9 +1,8 @@
-"""Writing at a machine's pace: what a single token does between two large products, compiled into one kernel.
+"""Writing at a machine's pace: what a layer does with a single token, from its norm to its sum, as one kernel.
 
-Router and chosen experts of a layer become one kernel that reads exactly the experts' rows that it needs; a Mamba
-layer's convolution, step and gated norm another. Both take the weights as arguments, so that layers of one shape share
-a kernel. Needs a C++ compiler; the first token of a shape costs some seconds, later runs find the kernels in
-torch's cache on disk.
+Matrices are read row after row, each once; of a mixture's experts those rows alone that were chosen. Weights are
+arguments, so that layers of one shape share a kernel. Needs a C++ compiler; the first token of a shape costs some
+seconds, later runs find the kernels in torch's cache on disk.
 """
 
 from __future__ import annotations
@@ -20,18 +19,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omni import ops
+from omni.backbone import Block
 from omni.mamba import Mamba, MambaConfig
-from omni.moe import MoE, MoEConfig
-from omni.packed import PackedExperts, Stack
+from omni.moe import MLP, MLPConfig, MoE, MoEConfig
+from omni.packed import LANES, Eight, Four, PackedExperts, PackedLinear, Rows
+from omni.state import LayerState, MambaState
 
 COMPILERS = ("c++", "g++", "clang++")
+OPTIONS: dict[str, Any] = {
+    "realize_reads_threshold": 0
+}  # what a product multiplies is computed once, not for every row
+Matrix = tuple[Tensor, Tensor | None, Tensor | None, int]  # (stack of) rows or codes, their scales, bias, rows
+Step = Callable[[Tensor, LayerState], Tensor]
 
 
 def compile_steps(model: nn.Module) -> int:
     """Let a packed model's single tokens run through compiled kernels; returns the number of layers that do.
 
-    Left as they are, which is logged: experts with biases or in int4, and those that were packed without `rows`.
-    Raises ValueError off the CPU, and where no C++ compiler is installed.
+    Left as they are: attention; and, which is logged, layers with biases in experts or router, or packed without
+    `rows`. Raises ValueError off the CPU, and where no C++ compiler is installed.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
@@ -39,132 +45,246 @@ def compile_steps(model: nn.Module) -> int:
     if not any(map(shutil.which, COMPILERS)):
         raise ValueError(f"compile: none of {', '.join(COMPILERS)} is installed; apt install g++, or load without it")
     count = left = 0
-    for module in model.modules():
-        if isinstance(module, MoE):
-            module.step = _experts(module)
-        elif isinstance(module, Mamba):
-            module.step = _scan(module)
-        else:
-            continue
-        count += module.step is not None
-        left += module.step is None
+    for block in model.modules():
+        if isinstance(block, Block) and isinstance(block.mixer, Mamba | MoE | MLP):
+            block.step = _step(block)
+            count += block.step is not None
+            left += block.step is None
     if left:
-        logging.getLogger("omni").warning(
-            f"omni: compile: experts of {left} layers stay as they are, in form or biases"
-        )
+        logging.getLogger("omni").warning(f"omni: compile: {left} layers stay as they are, in form or biases")
     return count
 
 
-def _run(kernel: Callable[..., Any], *tensors: Tensor | None) -> Any:
-    """Under one mode and one setting, so that nothing is compiled twice."""
-    with torch.inference_mode(), torch._dynamo.config.patch(capture_scalar_outputs=True):
-        return kernel(*tensors)
+def _step(block: Block) -> Step | None:
+    assert block.norm is not None
+    norm, eps = block.norm.weight.detach().float(), block.norm.eps
+    match block.mixer:
+        case Mamba() as mixer:
+            return _scan(mixer, norm, eps)
+        case MoE() as mixer:
+            return _mixture(mixer, norm, eps)
+        case MLP() as mixer:
+            return _feed_forward(mixer, norm, eps)
+        case _:
+            return None
 
 
-# Experts
+class _Kernel:
+    """A kernel with a layer's weights. It is compiled by its first call, under one mode and one setting, so that
+    nothing is compiled twice; what follows goes straight to it.
+    """
+
+    def __init__(self, kernel: Callable[..., Any], *weights: Any) -> None:
+        self.kernel, self.weights, self.warm = kernel, weights, False
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        if self.warm and torch.is_inference_mode_enabled():
+            return self.kernel(*tensors, *self.weights)
+        with torch.inference_mode(), torch._dynamo.config.patch(capture_scalar_outputs=True):
+            self.warm = True
+            return self.kernel(*tensors, *self.weights)
 
 
-def _experts(moe: MoE) -> Callable[[Tensor, Tensor], Tensor] | None:
-    packed = moe.experts
-    if not isinstance(packed, PackedExperts) or packed.up_bias is not None or moe.config.router_bias:
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(kernel, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+def _matrix(linear: nn.Module | None) -> Matrix | None:
+    """A packed linear's rows; None for those that do not lie row after row, and where there is none."""
+    packed = linear.packed if isinstance(linear, PackedLinear) else None
+    bias = linear.bias if isinstance(linear, PackedLinear) else None
+    match packed:
+        case Rows():
+            return packed.weight, None, bias, packed.rows
+        case Eight():
+            return packed.codes, packed.scale, bias, packed.rows
+        case Four():
+            return packed.packed, packed.scales, bias, packed.rows
+        case _:
+            return None
+
+
+def _times(matrix: Matrix, x: Float[Tensor, " width"]) -> Float[Tensor, " rows"]:
+    """Matrix times vector, float32; codes through torch's own kernels, which read them faster than inductor's."""
+    weight, scales, bias, rows = matrix
+    if scales is None:
+        out = (weight.float() * x).sum(-1)
+    elif weight.dtype == torch.uint8:
+        group = len(x) // len(scales)
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16()[None], weight, group, scales)[0, :rows].float()
+    elif len(x) % LANES:
+        out = (weight.float() * x).sum(-1) * scales
+    else:
+        out = torch.ops.aten._weight_int8pack_mm(x.bfloat16()[None], weight, scales)[0].float()
+    return out if bias is None else out + bias
+
+
+def _normed(x: Float[Tensor, "1 width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, " width"]:
+    row = x[0].float()
+    return row * torch.rsqrt(row.square().mean() + eps) * weight
+
+
+def _added(x: Float[Tensor, "1 width"], out: Float[Tensor, " width"]) -> Float[Tensor, "1 width"]:
+    return (x[0].float() + out).to(x.dtype)[None]
+
+
+# Feed-forward
+
+
+def _feed_forward(mlp: MLP, norm: Tensor, eps: float) -> Step | None:
+    matrices = _matrices(mlp)
+    if matrices is None:
         return None
-    stacks: list[Stack | None] = [packed.stacks.get(name) for name in ("up_proj", "gate_proj", "down_proj")]
-    if any(stack is not None and stack.whole is None for stack in stacks):
-        return None
-    kernel = _experts_kernel(moe.config)
-    bias = moe.gate.e_score_correction_bias.float() if moe.config.selection_bias else None
-    weights = [moe.gate.weight.detach().float(), bias]
-    for stack in stacks:
-        weights += [None, None] if stack is None else [stack.whole, stack.scales]
-    return lambda x, latent: _run(kernel, x, latent, *weights)
+    kernel = _Kernel(_feed_forward_kernel(mlp.config, eps), norm, *matrices)
+    return lambda x, state: kernel(x)
+
+
+def _matrices(mlp: MLP) -> tuple[Matrix, Matrix | None, Matrix] | None:
+    """Up, gate where there is one, and down."""
+    up, gate, down = _matrix(mlp.up_proj), _matrix(mlp.gate_proj), _matrix(mlp.down_proj)
+    return None if up is None or down is None or (mlp.config.gated and gate is None) else (up, gate, down)
 
 
 @lru_cache(maxsize=16)
-def _experts_kernel(config: MoEConfig) -> Callable[..., Tensor]:
-    """Router, and the chosen experts weighted and added up, for one token; sums are float32."""
+def _feed_forward_kernel(config: MLPConfig, eps: float) -> Callable[..., Tensor]:
+    def kernel(x: Tensor, norm: Tensor, up: Matrix, gate: Matrix | None, down: Matrix) -> Tensor:
+        return _added(x, _fed(_normed(x, norm, eps), up, gate, down))
+
+    return _compiled(kernel)
+
+
+def _fed(
+    row: Float[Tensor, " width"], up: Matrix, gate: Matrix | None, down: Matrix, clamp: float | None = None
+) -> Float[Tensor, " width"]:
+    hidden = _times(up, row)
+    if gate is None:
+        hidden = ops.relu2(hidden)
+    elif clamp is None:
+        hidden = F.silu(_times(gate, row)) * hidden
+    else:
+        hidden = ops.clamped_swiglu(_times(gate, row), hidden, clamp)
+    return _times(down, hidden)
+
+
+# Mixture of experts
+
+
+def _mixture(moe: MoE, norm: Tensor, eps: float) -> Step | None:
+    c, packed = moe.config, moe.experts
+    if not isinstance(packed, PackedExperts) or packed.up_bias is not None or c.router_bias:
+        return None
+    stacks = [packed.stacks.get(name) for name in ("up_proj", "gate_proj", "down_proj")]
+    if any(stack is not None and stack.whole is None for stack in stacks):
+        return None
+    experts = [None if each is None else (each.whole, each.scales, None, each.weights[0].rows) for each in stacks]
+    latent = _matrix(moe.fc1_latent_proj), _matrix(moe.fc2_latent_proj)
+    shared = None if moe.shared_experts is None else _matrices(moe.shared_experts)
+    if (c.latent and None in latent) or (c.shared and shared is None):
+        return None
+    router = moe.gate.weight.detach().float()
+    bias = moe.gate.e_score_correction_bias.float() if c.selection_bias else None
+    kernel = _Kernel(_mixture_kernel(c, eps), norm, router, bias, *experts, *latent, shared)
+    return lambda x, state: kernel(x)
+
+
+@lru_cache(maxsize=16)
+def _mixture_kernel(c: MoEConfig, eps: float) -> Callable[..., Tensor]:
+    """Router, the chosen experts weighted and added up, and the shared one; sums are float32."""
 
     def kernel(
         x: Float[Tensor, "1 width"],
-        latent: Float[Tensor, "1 inner"],
+        norm: Float[Tensor, " width"],
         router: Float[Tensor, "experts width"],
         bias: Float[Tensor, " experts"] | None,
-        up: Tensor,
-        up_scales: Tensor | None,
-        gate: Tensor | None,
-        gate_scales: Tensor | None,
-        down: Tensor,
-        down_scales: Tensor | None,
-    ) -> Float[Tensor, "1 inner"]:
-        logits = (router * x[0].float()).sum(-1)
-        scores = logits.sigmoid() if config.router == "sigmoid" else logits.softmax(-1)
+        up: Matrix,
+        gate: Matrix | None,
+        down: Matrix,
+        to_latent: Matrix | None,
+        from_latent: Matrix | None,
+        shared: tuple[Matrix, Matrix | None, Matrix] | None,
+    ) -> Float[Tensor, "1 width"]:
+        row = _normed(x, norm, eps)
+        logits = (router * row).sum(-1)
+        scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
         ranks = scores if bias is None else scores + bias
-        chosen = ops.choose_experts(ranks[None], config.top_k, config.groups, config.top_groups)[0]
+        chosen = ops.choose_experts(ranks[None], c.top_k, c.groups, c.top_groups)[0]
         weights = scores[chosen]
-        if config.normalize:
+        if c.normalize:
             weights = weights / (weights.sum() + 1e-20)
-        weights = weights * config.scale
+        weights = weights * c.scale
         numbers = chosen.tolist()
         for number in numbers:
             torch._check(number >= 0)
-            torch._check(number < config.experts)
-        row = latent[0].float()
-        hidden = []
-        for number in numbers:
-            made = _times(up, up_scales, number, row)
-            if gate is None:
-                made = ops.relu2(made)
-            elif config.clamp is None:
-                made = F.silu(_times(gate, gate_scales, number, row)) * made
-            else:
-                made = ops.clamped_swiglu(_times(gate, gate_scales, number, row), made, config.clamp)
-            hidden.append(made)
-        results = [_times(down, down_scales, number, made) for number, made in zip(numbers, hidden, strict=True)]
-        return (torch.stack(results) * weights[:, None]).sum(0, keepdim=True).to(latent.dtype)
+            torch._check(number < c.experts)
+        inner = row if to_latent is None else _times(to_latent, row)
+        parts = [
+            _fed(inner, _one(up, n), None if gate is None else _one(gate, n), _one(down, n), c.clamp) for n in numbers
+        ]
+        out = (torch.stack(parts) * weights[:, None]).sum(0)
+        out = out if from_latent is None else _times(from_latent, out)
+        return _added(x, out if shared is None else out + _fed(row, *shared))
 
-    return torch.compile(kernel, fullgraph=True, dynamic=False)
+    return _compiled(kernel)
 
 
-def _times(stack: Tensor, scales: Tensor | None, number: int, x: Tensor) -> Tensor:
-    """One expert's matrix times a vector, in float32."""
-    out = (stack[number].float() * x).sum(-1)
-    return out if scales is None else out * scales[number]
+def _one(stack: Matrix, number: int) -> Matrix:
+    """One expert's matrix."""
+    whole, scales, _, rows = stack
+    return whole[number], None if scales is None else scales[number], None, rows
 
 
 # Mamba
 
 
-def _scan(mamba: Mamba) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    kernel = _scan_kernel(mamba.config, mamba.eps)
+def _scan(mamba: Mamba, norm: Tensor, eps: float) -> Step | None:
+    into, out = _matrix(mamba.in_proj), _matrix(mamba.out_proj)
+    if into is None or out is None:
+        return None
     a, skip = mamba._rates()
     bias = mamba.conv1d.bias
-    weights = [
+    kernel = _Kernel(
+        _scan_kernel(mamba.config, eps, mamba.eps),
+        norm,
+        into,
         mamba.conv1d.weight.detach().float().squeeze(1).t().contiguous(),
         None if bias is None else bias.detach().float(),
         mamba.dt_bias.detach().float(),
         a.detach(),
         skip.detach(),
         mamba.norm.weight.detach().float(),
-    ]
-    return lambda projected, history, state: _run(kernel, projected, history, state, *weights)
+        out,
+    )
+
+    def step(x: Tensor, state: LayerState) -> Tensor:
+        before = state if isinstance(state, MambaState) else mamba.new_state(1, x.device, x.dtype)
+        made, history, ssm = kernel(x, before.history, before.ssm)
+        before.replace(MambaState(history, ssm))
+        return made
+
+    return step
 
 
 @lru_cache(maxsize=16)
-def _scan_kernel(config: MambaConfig, eps: float) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """From the input projection of one token to what the output projection takes, and the state after it."""
+def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """One token, and the state after it."""
     heads, dim, groups, size = config.heads, config.head_dim, config.groups, config.state
 
     def kernel(
-        projected: Float[Tensor, "1 all"],
+        token: Float[Tensor, "1 width"],
         history: Float[Tensor, "1 past channels"],
         state: Float[Tensor, "1 heads dim state"],
+        outer_norm: Float[Tensor, " width"],
+        into: Matrix,
         weight: Float[Tensor, "taps channels"],
         bias: Float[Tensor, " channels"] | None,
         dt_bias: Float[Tensor, " heads"],
         a: Float[Tensor, " heads"],
         skip: Float[Tensor, " inner"],
         norm: Float[Tensor, " inner"],
+        out: Matrix,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        z, xbc, dt = projected[0].float().split([config.inner, config.channels, heads])
+        projected = _times(into, _normed(token, outer_norm, eps))
+        z, xbc, dt = projected.split([config.inner, config.channels, heads])
         window = torch.cat((history[0], xbc[None]))
         mixed = F.silu((window * weight).sum(0) if bias is None else (window * weight).sum(0) + bias)
         x, b, c = mixed.split([config.inner, groups * size, groups * size])
@@ -175,7 +295,7 @@ def _scan_kernel(config: MambaConfig, eps: float) -> Callable[..., tuple[Tensor,
         after = state[0] * (dt * a).exp()[:, None, None] + added
         y = (after * c[:, None]).sum(-1).flatten() + x * skip
         gated = (y * F.silu(z)).view(groups, -1)
-        scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + eps)
-        return (scaled.flatten() * norm).to(projected.dtype)[None], window[1:][None], after[None]
+        scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + inner_eps)
+        return _added(token, _times(out, scaled.flatten() * norm)), window[1:][None], after[None]
 
-    return torch.compile(kernel, fullgraph=True, dynamic=False)
+    return _compiled(kernel)

@@ -7,7 +7,6 @@ projection. dt is limited to (0, inf) alike in prefill and in decode, and the st
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,13 +77,7 @@ class Scale(nn.Module):
 
 
 class Mamba(nn.Module):
-    """One Mamba-2 mixer over packed sequences.
-
-    step: a compiled kernel for one token between the two projections, of (projected, history, state), where there is
-    one.
-    """
-
-    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    """One Mamba-2 mixer over packed sequences."""
 
     def __init__(self, config: MambaConfig, width: int, eps: float) -> None:
         super().__init__()
@@ -125,11 +118,6 @@ class Mamba(nn.Module):
         c = self.config
         before = state or self.new_state(len(lengths), u.device, u.dtype)
         projected = self.in_proj(u)
-        if self.step is not None and len(u) == 1 and fast(u):
-            y, history, ssm = self.step(projected, before.history, before.ssm)
-            if state is not None:
-                state.replace(MambaState(history, ssm))
-            return self.out_proj(y)
         z, xbc, dt = projected.split([c.inner, c.channels, c.heads], -1)
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         one = fast(u) and max(lengths) == 1

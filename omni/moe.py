@@ -7,7 +7,6 @@ width, router and shared expert on the full width), gpt-oss (arXiv 2508.10925: s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from omni.kernels import fast, mix_experts
+from omni.kernels import mix_experts
 from omni.ops import choose_experts, clamped_swiglu, relu2
 
 
@@ -172,12 +171,7 @@ def bias_of(bias: Tensor | None, expert: int) -> Tensor | None:
 
 
 class MoE(nn.Module):
-    """Routed experts (in a latent, where the config has one) and the shared expert.
-
-    step: a compiled kernel for one token's router and experts, of (x, latent), where there is one.
-    """
-
-    step: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Routed experts (in a latent, where the config has one) and the shared expert."""
 
     def __init__(self, config: MoEConfig, width: int) -> None:
         super().__init__()
@@ -195,11 +189,8 @@ class MoE(nn.Module):
         Source: Nemotron 3 Nano, section 2; LatentMoE, section 3.
         """
         latent = self.fc1_latent_proj(x) if self.fc1_latent_proj else x
-        if self.step is not None and len(x) == 1 and fast(x):
-            out = self.step(x, latent)
-        else:
-            weights, chosen, _ = self.gate(x)
-            out = self.experts.mix(latent, chosen, weights)
+        weights, chosen, _ = self.gate(x)
+        out = self.experts.mix(latent, chosen, weights)
         out = self.fc2_latent_proj(out) if self.fc2_latent_proj else out
         return out + self.shared_experts(x) if self.shared_experts else out
 

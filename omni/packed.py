@@ -26,7 +26,7 @@ from omni.backbone import Block
 from omni.identity import Origin
 from omni.kernels import mix_experts
 from omni.mamba import Mamba
-from omni.moe import Experts, Router, bias_of
+from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
 
 Format = Literal["int8", "int4"]
@@ -206,9 +206,12 @@ class PackedLinear(nn.Module):
         self.origin = {"weight": origin}
 
     @classmethod
-    def of(cls, weight: Float[Tensor, "rows width"], bias: Tensor | None, form: Format | None) -> PackedLinear:
-        """From a weight as it was."""
-        return cls(packed(weight.detach(), form), bias, Origin.of(weight, form))
+    def of(
+        cls, weight: Float[Tensor, "rows width"], bias: Tensor | None, form: Format | None, rows: bool = False
+    ) -> PackedLinear:
+        """From a weight as it was; rows: in no format, it stays row after row."""
+        made = Rows(weight.detach()) if form is None and rows else packed(weight.detach(), form)
+        return cls(made, bias, Origin.of(weight, form))
 
     def forward(self, x: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens rows"]:
         """As `nn.Linear`."""
@@ -220,8 +223,8 @@ class PackedLinear(nn.Module):
 class Stack:
     """One matrix of each expert, packed; origin: of what they were packed from.
 
-    whole, scales: the matrices or their codes in one tensor, (experts, rows, width), and the codes' scales, where
-    they lie row after row.
+    whole, scales: the matrices or their codes in one tensor, an expert behind the other, and the codes' scales, where
+    kernels take them so: in no format but plain.
     """
 
     def __init__(
@@ -234,11 +237,28 @@ class Stack:
         """From weights as they were; rows: in no format, they stay row after row."""
         origin, weights = Origin.of(weights, form), weights.detach()
         if form == "int8":
-            whole, scales = eight(weights)
-            return cls([Eight(*each) for each in zip(whole, scales, strict=True)], origin, whole, scales)
+            return cls.of_codes(*eight(weights), *weights.shape[1:], origin)
         if form is None and rows:
             return cls([Rows(weight) for weight in weights], origin, weights)
-        return cls([packed(weight, form) for weight in weights], origin)
+        return cls.joined([packed(weight, form) for weight in weights], origin)
+
+    @classmethod
+    def joined(cls, weights: Sequence[Weight], origin: Origin) -> Stack:
+        """Of packed ones of one kind; codes become one tensor."""
+        codes = [w.codes if isinstance(w, Eight) else w.packed for w in weights if isinstance(w, Eight | Four)]
+        if not codes:
+            return cls(weights, origin)
+        scales = [w.scale if isinstance(w, Eight) else w.scales for w in weights if isinstance(w, Eight | Four)]
+        return cls.of_codes(torch.stack(codes), torch.stack(scales), weights[0].rows, weights[0].width, origin)
+
+    @classmethod
+    def of_codes(cls, codes: Tensor, scales: Tensor, rows: int, width: int, origin: Origin) -> Stack:
+        """In eight bits or in four, an expert behind the other."""
+        made: list[Weight] = [
+            Four(code, scale, rows, width) if codes.dtype == torch.uint8 else Eight(code, scale)
+            for code, scale in zip(codes, scales, strict=True)
+        ]
+        return cls(made, origin, codes, scales)
 
 
 class PackedExperts(nn.Module):
@@ -304,7 +324,7 @@ def packs(module: nn.Module, leaf: str) -> bool:
 def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> None:
     """Pack every linear and all experts of a model, in place, one after the other.
 
-    rows: in no format, experts stay row after row, as `omni.compiled` reads them.
+    rows: in no format, what `omni.compiled` reads stays row after row.
 
     Raises ValueError for a format that is not known, and off the CPU.
     """
@@ -312,7 +332,8 @@ def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> No
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear.of(child.weight, child.bias, form))
+                stays = rows and isinstance(module, Mamba | MoE | MLP)
+                setattr(module, name, PackedLinear.of(child.weight, child.bias, form, stays))
             elif isinstance(child, Experts):
                 setattr(module, name, PackedExperts.of(child, form, rows))
     widen(model)

@@ -8,7 +8,7 @@ processor that packed them wants them, and the file says how.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from omni.packed import BIASES, BLOCK, HALVES, STACKS, Eight, Four, PackedExpert
 from omni.precision import cpu_dtype
 
 NAME = "packed.safetensors"
-KIND = "omni packed 1"
+KIND = "omni packed 2"
 ALIGNED = 64  # bytes
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
           torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
@@ -40,12 +40,11 @@ def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     shapes: dict[str, tuple[int, ...]] = {}
     forms: set[str] = set()
-    for name, origin, weights in _packed(model):
+    for name, origin, weight in _packed(model):
         shapes[name] = origin.shape
         forms.add(origin.form.strip())
         tensors[f"{name}#origin"] = F.pad(origin.values, (0, SAMPLES - len(origin.values)))
-        for key, weight in weights.items():
-            tensors |= {f"{name}#{key}{part}": tensor for part, tensor in _parts(weight).items()}
+        tensors |= {f"{name}#{part}": tensor for part, tensor in _parts(weight).items()}
     if len(forms) != 1 or "" in forms:
         raise ValueError(
             "save_pretrained: some weights are quantised and some are not; load it with quantize= and save"
@@ -74,25 +73,26 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
             tensor.contiguous().view(-1).view(torch.uint8).numpy().tofile(file)
 
 
-def _packed(model: nn.Module) -> Iterator[tuple[str, Origin, Mapping[str, Weight | Stack]]]:
-    """Each packed weight: its name, what it was, and its parts by their keys; experts in int8 are one part."""
+def _packed(model: nn.Module) -> Iterator[tuple[str, Origin, Weight | Stack]]:
+    """Each packed weight: its name, what it was, and itself; a layer's experts are one."""
     for prefix, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            yield f"{prefix}.weight", module.origin["weight"], {"": module.packed}
+            yield f"{prefix}.weight", module.origin["weight"], module.packed
         elif isinstance(module, PackedExperts):
             for name, stack in module.stacks.items():
-                each = {"": stack} if stack.scales is not None else {f"{i}.": w for i, w in enumerate(stack.weights)}
-                yield f"{prefix}.{name}", stack.origin, each
+                yield f"{prefix}.{name}", stack.origin, stack
 
 
 def _parts(weight: Weight | Stack) -> dict[str, Tensor]:
-    if isinstance(weight, Stack):
-        assert weight.whole is not None
-        assert weight.scales is not None
-        return {"codes": weight.whole, "scale": weight.scales}
-    if isinstance(weight, Eight):
-        return {"codes": weight.codes, "scale": weight.scale}
-    return {"four": weight.packed, "scales": weight.scales} if isinstance(weight, Four) else {}
+    match weight:
+        case Stack(whole=Tensor() as codes, scales=Tensor() as scales):
+            return {"codes": codes, "scales": scales}
+        case Eight():
+            return {"codes": weight.codes, "scales": weight.scale}
+        case Four():
+            return {"codes": weight.packed, "scales": weight.scales}
+        case _:
+            return {}
 
 
 def is_quantised(model: nn.Module) -> bool:
@@ -149,7 +149,7 @@ class _Loading:
                 stacks.setdefault(owner, {})[leaf] = self._stack(name, shape, origin)
             else:
                 bias = self._read(key) if (key := f"{owner}.bias") in self.names else None
-                self.model.set_submodule(owner, PackedLinear(self._weight(f"{name}#", *shape), bias, origin))
+                self.model.set_submodule(owner, PackedLinear(self._weight(name, *shape), bias, origin))
         for owner, parts in stacks.items():
             clamp = getattr(self.model.get_submodule(owner), "clamp")  # noqa: B009  (of Experts)
             biases: dict[str, Tensor | None] = {
@@ -173,21 +173,22 @@ class _Loading:
         return wanted
 
     def _stack(self, name: str, shape: Sequence[int], origin: Origin) -> Stack:
-        experts, rows, width = shape
-        if f"{name}#codes" in self.names:
-            codes, scales = self._read(f"{name}#codes"), self._read(f"{name}#scale")
-            return Stack([Eight(*each) for each in zip(codes, scales, strict=True)], origin, codes, scales)
-        return Stack([self._weight(f"{name}#{number}.", rows, width) for number in range(experts)], origin)
+        _, rows, width = shape
+        return Stack.of_codes(*self._codes(name), rows, width, origin)
 
-    def _weight(self, key: str, rows: int, width: int) -> Weight:
-        if f"{key}codes" in self.names:
-            return Eight(self._read(f"{key}codes"), self._read(f"{key}scale"))
-        if self.layout != LAYOUT:
+    def _codes(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes and scales. Raises ValueError for four bits as another processor wants them."""
+        codes = self._read(f"{name}#codes")
+        if codes.dtype == torch.uint8 and self.layout != LAYOUT:
             raise ValueError(
                 f"load: {self.path} has four bits in {self.layout}; this processor wants {LAYOUT}; make it again with "
                 "omni quantize"
             )
-        return Four(self._read(f"{key}four"), self._read(f"{key}scales"), rows, width)
+        return codes, self._read(f"{name}#scales")
+
+    def _weight(self, name: str, rows: int, width: int) -> Weight:
+        codes, scales = self._codes(name)
+        return Four(codes, scales, rows, width) if codes.dtype == torch.uint8 else Eight(codes, scales)
 
     def _plain(self) -> None:
         targets = self.model.state_dict(keep_vars=True)

@@ -8,20 +8,25 @@ import pytest
 import torch
 from torch import nn
 
+from omni.backbone import Block, BlockConfig
 from omni.compiled import compile_steps
-from omni.mamba import Mamba, MambaConfig
-from omni.moe import MoE, MoEConfig
+from omni.mamba import MambaConfig
+from omni.moe import MLPConfig, MoEConfig
 from omni.packed import Format, pack
 
 EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=32, scale=2.5)
+SCAN = MambaConfig(heads=4, head_dim=16, state=32, groups=2)
 
 
-def of(config: MoEConfig, form: Format | None) -> tuple[nn.Module, MoE]:
+def block_of(config: BlockConfig, form: Format | None) -> Block:
+    """A packed layer of width 64, whose norm and selection bias do something."""
     torch.manual_seed(0)
-    holder = nn.ModuleList([MoE(config, 64)]).requires_grad_(False)
-    holder[0].gate.e_score_correction_bias.normal_(std=0.1)  # pyright: ignore[reportAttributeAccessIssue]
-    pack(holder, form, rows=True)
-    return holder, holder[0]  # pyright: ignore[reportReturnType]
+    block = Block(config, 64, 1e-5).requires_grad_(False)
+    for name, value in (*block.named_parameters(), *block.named_buffers()):
+        if name in ("norm.weight", "mixer.norm.weight", "mixer.gate.e_score_correction_bias"):
+            value.add_(torch.randn(value.shape), alpha=0.1)
+    pack(block, form, rows=True)
+    return block
 
 
 @pytest.mark.parametrize(
@@ -29,45 +34,54 @@ def of(config: MoEConfig, form: Format | None) -> tuple[nn.Module, MoE]:
     [
         (EXPERTS, None),
         (EXPERTS, "int8"),
+        (EXPERTS, "int4"),
         (replace(EXPERTS, latent=32, groups=4, top_groups=2), None),
+        (replace(EXPERTS, latent=32, bias=True), "int8"),
+        (replace(EXPERTS, latent=32, hidden=96), "int4"),
         (replace(EXPERTS, gated=True, router="softmax", normalize=False), "int8"),
+        (MLPConfig(hidden=96), None),
+        (MLPConfig(hidden=96, gated=True, bias=True), "int8"),
+        (MLPConfig(hidden=96, gated=True), "int4"),
     ],
 )
-def test_experts_of_one_token(config: MoEConfig, form: Format | None) -> None:
-    holder, moe = of(config, form)
+def test_a_token_alone(config: BlockConfig, form: Format | None) -> None:
+    block = block_of(config, form)
     for seed in range(3):
         x = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            moe.step = None
-            wanted = moe(x)
-            assert compile_steps(holder) == 1
-            made = moe(x)
-        assert float((made - wanted).norm() / wanted.norm()) < (1e-5 if form is None else 2e-2)
-    assert torch.equal(moe(torch.cat((x, x)))[0], moe(torch.cat((x, x)))[1])  # several tokens go the usual way
+            block.step = None
+            wanted = block(x, (1,))
+            assert compile_steps(block) == 1
+            made = block(x, (1,))
+        assert float((made - wanted).norm() / (wanted - x).norm()) < (1e-5 if form is None else 2e-2)
+    many = block(torch.cat((x, x)), (2,))
+    assert torch.equal(many[0], many[1])  # several tokens go the usual way
 
 
-def test_experts_that_no_kernel_reads_stay_as_they_are_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
-    holder, moe = of(EXPERTS, "int4")
+@pytest.mark.parametrize("config", [EXPERTS, SCAN, MLPConfig(hidden=96)])
+def test_layers_that_no_kernel_reads_stay_as_they_are_and_say_so(
+    config: BlockConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = Block(config, 64, 1e-5).requires_grad_(False)
+    pack(block)
     with caplog.at_level("WARNING", "omni"):
-        assert compile_steps(holder) == 0
-    assert "experts of 1 layers stay as they are" in caplog.text
-    assert moe.step is None
+        assert compile_steps(block) == 0
+    assert "1 layers stay as they are" in caplog.text
+    assert block.step is None
 
 
-def test_a_mamba_layer_goes_on_token_by_token() -> None:
-    torch.manual_seed(0)
-    holder = nn.ModuleList([Mamba(MambaConfig(heads=4, head_dim=16, state=32, groups=2), 64, 1e-5)])
-    holder.requires_grad_(False)
-    pack(holder)
-    mamba: Mamba = holder[0]  # pyright: ignore[reportAssignmentType]
+@pytest.mark.parametrize("form", [None, "int8", "int4"])
+def test_a_mamba_layer_goes_on_token_by_token(form: Format | None) -> None:
+    block = block_of(SCAN, form)
     x = torch.randn(20, 64)
     with torch.no_grad():
-        whole = mamba(x, (20,), None)
-        state = mamba.new_state(1, x.device, x.dtype)
-        mamba(x[:16], (16,), state)
-        assert compile_steps(holder) == 1
-        parts = [mamba(x[i : i + 1], (1,), state) for i in range(16, 20)]
-    torch.testing.assert_close(torch.cat(parts), whole[16:], rtol=1e-4, atol=1e-5)
+        whole = block(x, (20,))
+        state = block.new_state(1, x.device, x.dtype)
+        block(x[:16], (16,), state)
+        assert compile_steps(block) == 1
+        parts = [block(x[i : i + 1], (1,), state) for i in range(16, 20)]
+    wanted, made = whole[16:] - x[16:], torch.cat(parts) - x[16:]
+    assert float((made - wanted).norm() / wanted.norm()) < (1e-5 if form is None else 2e-2)
 
 
 def test_kernels_are_the_cpus() -> None:
