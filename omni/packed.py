@@ -237,7 +237,8 @@ class Stack:
         """From weights as they were; rows: in no format, they stay row after row."""
         origin, weights = Origin.of(weights, form), weights.detach()
         if form == "int8":
-            return cls.of_codes(*eight(weights), *weights.shape[1:], origin)
+            codes, scales = eight(weights)
+            return cls.of_codes(codes, scales, weights.shape[1], weights.shape[2], origin)
         if form is None and rows:
             return cls([Rows(weight) for weight in weights], origin, weights)
         return cls.joined([packed(weight, form) for weight in weights], origin)
