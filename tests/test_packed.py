@@ -204,7 +204,7 @@ def test_a_packed_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     layout = LAYOUT.replace(str(BLOCK), "99")
     changed = {
         "blocks of 99 rows": whole.replace(LAYOUT.encode(), layout.encode()),
-        "says it is omni packed 9": whole.replace(b"omni packed 1", b"omni packed 9"),
+        "says it is omni packed 9": whole.replace(b"omni packed 2", b"omni packed 9"),
         "make it again with omni quantize": whole[: len(whole) // 2],
     }
     for number, (wanted, content) in enumerate(changed.items()):
