@@ -16,9 +16,9 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each
 	$(BIN)/pip install --quiet --disable-pip-version-check --group dev
 	@touch $@
 
-demo: .venv/.installed  ## what this machine has, and what a model is made of
+demo: .venv/.installed  ## what this machine has, and the model in the box on real files
 	@$(BIN)/omni doctor
-	@$(BIN)/python demos/tour.py
+	@$(BIN)/python demos/quiz.py
 
 test: .venv/.installed  ## everything but the slow tests, with coverage
 	$(TESTS) -m "not slow and not gpu" --cov --cov-report=term --cov-fail-under=90

@@ -6,13 +6,13 @@ with a 95 % interval; the model card's table is this, and a slow test asks it ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 
 from omni.answer import Result
 from omni.generate import Stream
-from omni.interval import interval
+from omni.interval import difference, interval
 from omni.load import OmniProcessor
 from omni.model import OmniModel, Prune
 from omni.train import mixture
@@ -24,7 +24,8 @@ from omni.train.marks import edits, exact, near, word_edits
 from processors.batch import Batch
 from token_reduction import random_dropping
 
-Mark = Callable[[str, str], tuple[float, float]]  # (answer, truth) → what was got of what could be got
+Marks = list[tuple[float, float]]  # what was got of what could be got, one a question
+Mark = Callable[[str, str], tuple[float, float]]  # (answer, truth) → the same of one answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,14 @@ PAPERS = (
     ),
     Paper(name="sums, thinking off", maker="sums", mark=exact, examples=150),
     Paper(name="sums, thinking on", maker="sums", mark=exact, examples=150, thinking=True, longest=160),
+)  # fmt: skip
+COMPARED = (  # (name, paper before, paper after): the same questions, so the differences are of pairs
+    ("half the clips' tokens pruned, against all kept", "video questions", "video, half the tokens pruned"),
+    (
+        "EVS against random dropping, three quarters", "video, three quarters dropped at random",
+        "video, three quarters pruned",
+    ),
+    ("sums with thinking on, against off", "sums, thinking off", "sums, thinking on"),
 )  # fmt: skip
 
 
@@ -134,31 +143,41 @@ def questions(voice: Voice, paper: Paper, seed: int = 1) -> list[tuple[Example, 
     ]
 
 
-def sit(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, seed: int = 1) -> Score:
-    """One paper."""
+def marks_of(model: OmniModel, processor: OmniProcessor, voice: Voice, paper: Paper, seed: int = 1) -> Marks:
+    """One paper asked and marked."""
     asked, own = questions(voice, paper, seed), model.prune
     try:
         model.prune = paper.prune or own
         answers = ask(model, processor, asked, thinking=paper.thinking, rate=paper.rate, longest=paper.longest)
     finally:
         model.prune = own
-    marks = [
+    return [
         paper.mark(answer.text, example.turns[turn].answer)
         for answer, (example, turn) in zip(answers, asked, strict=True)
     ]
-    return score(paper.name, marks, seed)
 
 
-def score(name: str, marks: Sequence[tuple[float, float]], seed: int = 1) -> Score:
+def score(name: str, marks: Marks, seed: int = 1) -> Score:
     """The sum got over the sum to be got, with a bootstrap interval over the questions."""
     value, low, high = interval(marks, seed)
     return Score(skill=name, value=value, low=low, high=high, questions=len(marks))
 
 
-def table(scores: Sequence[Score]) -> str:
-    """The scores as a Markdown table."""
-    rows = [f"| {s.skill} | {s.value:.1%} | {s.low:.1%} to {s.high:.1%} | {s.questions} |" for s in scores]
-    return "\n".join(["| skill | result | 95 % interval | questions |", "|---|---|---|---|", *rows])
+def differences(marks: Mapping[str, Marks], seed: int = 1) -> list[Score]:
+    """Each of COMPARED whose papers are there: the second's share minus the first's."""
+    found = list[Score]()
+    for name, before, after in COMPARED:
+        if before in marks and after in marks:
+            value, low, high = difference(marks[before], marks[after], seed)
+            found.append(Score(skill=name, value=value, low=low, high=high, questions=len(marks[after])))
+    return found
+
+
+def table(scores: Sequence[Score], *, signed: bool = False) -> str:
+    """The scores as a Markdown table. signed: they are differences."""
+    form, named = ("+.1%", "difference | points") if signed else (".1%", "skill | result")
+    rows = [f"| {s.skill} | {s.value:{form}} | {s.low:{form}} to {s.high:{form}} | {s.questions} |" for s in scores]
+    return "\n".join([f"| {named} | 95 % interval | questions |", "|---|---|---|---|", *rows])
 
 
 def record(scores: Sequence[Score]) -> list[dict[str, object]]:

@@ -21,7 +21,7 @@ from omni.train.data.choir import Choir
 from omni.train.data.corpus import SHARD
 from omni.train.data.voices import voices
 from omni.train.drafting import drafting
-from omni.train.exam import PAPERS, record, sit, table
+from omni.train.exam import PAPERS, Marks, Score, differences, marks_of, record, score, table
 from omni.train.joining import Joined, load_language, load_parts, projection, together
 from omni.train.language import language
 from omni.train.milestone import keep, restore
@@ -113,13 +113,16 @@ class Recipe:
         export(model, self.out)
 
     def exam(self) -> None:
-        """Examine what `export` wrote; the marks lie beside the checkpoints, in exam.json."""
+        """Examine what `export` wrote; the marks lie beside it, in exam.json."""
         model, processor = load(self.out)
-        voice, scores = self._choir(held_out=True), []
+        voice, marks, scores = self._choir(held_out=True), dict[str, Marks](), list[Score]()
         for paper in PAPERS:
-            scores.append(sit(model, processor, voice, paper))
+            marks[paper.name] = marks_of(model, processor, voice, paper)
+            scores.append(score(paper.name, marks[paper.name]))
             print(table(scores[-1:]).splitlines()[-1], flush=True)
-            (self.folder / "exam.json").write_text(json.dumps(record(scores), indent=1) + "\n")
+            found = {"scores": record(scores), "differences": record(differences(marks))}
+            (self.out / "exam.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(table(differences(marks), signed=True), flush=True)
 
     def keep(self) -> None:
         """Keep the weights of all stages so far with the code."""
