@@ -25,12 +25,12 @@ from PIL import Image, ImageFilter
 from demos.samples import SAMPLES
 from omni.train.data import charts, clips, documents, fonts, screens
 from omni.train.data.documents import Document, Style
-from omni.train.data.page import Page
+from omni.train.data.page import CLEAR, Page
 from omni.train.data.sounds import RATE
 from omni.train.data.voices import Espeak
 
 VOICE = Espeak("en-us+m3")
-SHEET = (320, 416)  # pt: an invoice's page
+SHEET = (352, 448)  # pt: an invoice's page
 FPS, SECONDS = 10, 7
 
 
@@ -81,7 +81,7 @@ def photo(page: Page, rng: Random) -> Image.Image:
 def invoice(rng: Random) -> list[dict[str, object]]:
     """invoice.pdf: an invoice, a table and a letter."""
     made = [kind(rng) for kind in (documents.invoice, documents.table, documents.letter)]
-    pages = [documents.render(each, plain("Caladea", 13, 8), rng, 638) for each in made]
+    pages = [documents.render(each, plain("Caladea", 16, 8), rng, 640) for each in made]
     pdf(pages, SAMPLES / "invoice.pdf")
     return asked("invoice.pdf", rng, *made)
 
@@ -107,7 +107,7 @@ def asked(file: str, rng: Random, *made: Document) -> list[dict[str, object]]:
 
 def chart(rng: Random) -> list[dict[str, object]]:
     """chart.png: a chart by matplotlib."""
-    picture, questions = charts.chart(rng, (face("Hanken Grotesk"),), wear=0.0)
+    picture, questions = charts.chart(rng, (face("Hanken Grotesk"),), wear=0.0, how=CLEAR)
     picture.image.save(SAMPLES / "chart.png")
     return [{"files": ["chart.png"], "question": q, "truth": a} for q, a, _ in rng.sample(questions, 3)]
 
