@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import omni
+from omni.model import OmniModel
 from omni.train import mixture, ranks
 from omni.train.data.sounds import Mute
 from omni.train.drafting import losses_ahead
 from omni.train.exam import edits, exact, near, score, word_edits
+from omni.train.joining import Joined
 from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
 from omni.train.milestone import keep, restore
 from omni.train.muon import orthogonal
 from omni.train.packing import Packer
-from omni.train.recipe import SMOKE, Recipe, tiny
+from omni.train.recipe import SMOKE, Recipe, export, tiny
 from omni.train.shape import tiny_config
 
 
@@ -158,24 +160,27 @@ def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) 
         tiny(Recipe(folder=tmp_path), "projection")
 
 
-def test_a_milestone_goes_on_where_it_was_kept(tmp_path: Path) -> None:
-    module = nn.Linear(4, 4)
-    run = Run(module, Schedule(steps=9), tmp_path / "here", "part")
+def test_a_milestone_goes_on_from_the_shipped_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    joined = Joined()
+    run = Run(joined, Schedule(steps=9), tmp_path / "here", "together")
     run.step, run.seconds = 5, 7.0
     run.save()
-    assert keep(tmp_path / "here", tmp_path / "kept") == ["part"]
-    assert restore(tmp_path / "there", tmp_path / "kept") == ["part"]
-    assert restore(tmp_path / "there", tmp_path / "kept") == []  # what is there stays
-    other = Run(nn.Linear(4, 4), Schedule(steps=9), tmp_path / "there", "part")
+    keep(tmp_path / "here", tmp_path / "kept")
+    export(Joined().model, tmp_path / "shipped")  # another model: weights come from there
+    assert restore(tmp_path / "there", tmp_path / "shipped", tmp_path / "kept")
+    assert not restore(tmp_path / "there", tmp_path / "shipped", tmp_path / "kept")  # what is there stays
+    other = Run(Joined(), Schedule(steps=9), tmp_path / "there", "together")
     assert other.resume()
     assert (other.step, other.seconds) == (5, 7.0)
-    assert isinstance(other.module, nn.Linear)
-    torch.testing.assert_close(other.module.weight, module.weight, atol=1e-2, rtol=1e-2)
-    assert torch.equal(other.module.bias, module.bias)
-    with pytest.raises(ValueError, match="has no checkpoint to keep"):
+    assert isinstance(other.module, Joined)
+    torch.testing.assert_close(other.module.head.weight, joined.head.weight, atol=1e-2, rtol=1e-2)
+    shipped = OmniModel.from_pretrained(tmp_path / "shipped", torch.float32)
+    assert torch.equal(other.module.model.head.weight, shipped.head.weight)
+    with pytest.raises(ValueError, match="run the stage together first"):
         keep(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no weights"):
-        restore(tmp_path / "there", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is missing; begin with"):
+        restore(tmp_path / "elsewhere", tmp_path / "shipped", tmp_path / "nowhere")
 
 
 def _one_of_two(number: int, folder: str) -> None:

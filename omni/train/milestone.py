@@ -1,7 +1,7 @@
-"""Milestone: the weights of stages that are under way, small enough to be kept with the code.
+"""Milestone: what training needs beside the shipped model, small enough to be kept with the code.
 
-`keep` writes what a folder's checkpoints hold, in bfloat16 and without the optimisers; `restore` makes checkpoints of
-them again, from which training goes on (with optimisers that begin anew) on another machine.
+`keep` writes the stand-in and the heads of the stage `together`, in bfloat16; `restore` puts them and the shipped
+weights together to a checkpoint, from which training goes on (with optimisers that begin anew) on another machine.
 """
 
 from __future__ import annotations
@@ -12,52 +12,41 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from omni.train.language import Knowing
-from omni.train.shape import tiny_config
+from omni.model import OmniModel
+from omni.train.joining import Joined
 
-APART = ("model.vision.", "model.audio.", "model.vision_norm.", "model.project_", "model.mtp.")  # not the language's
+STAGE = "together"
+MODEL = "knowing.model."  # names of what is shipped
 MILESTONE = Path(__file__).parent / "milestone"
 
 
-def keep(folder: Path, out: Path = MILESTONE) -> list[str]:
-    """Write the weights of every stage that has a checkpoint in the folder; the stages. Raises ValueError for none."""
-    paths = sorted(folder.glob("*.pt"))
-    if not paths:
-        raise ValueError(f"train: {folder} has no checkpoint to keep; run a stage first")
+def keep(folder: Path, out: Path = MILESTONE) -> None:
+    """Write what is not shipped of a folder's checkpoint. Raises ValueError where there is none."""
+    path = folder / f"{STAGE}.pt"
+    if not path.is_file():
+        raise ValueError(f"train: {path} is missing; run the stage {STAGE} first")
+    state = torch.load(path, weights_only=True)
+    weights = {k: v.bfloat16().clone() for k, v in state["module"].items() if not k.startswith(MODEL)}
     out.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        state = torch.load(path, weights_only=True)
-        module: dict[str, torch.Tensor] = state["module"]
-        weights = {
-            name: (value.bfloat16() if value.ndim > 1 else value).clone()
-            for name, value in module.items()
-            if path.stem != "language" or not name.startswith(APART)
-        }
-        about = {"step": str(state["step"]), "seconds": str(state["seconds"])}
-        save_file(weights, out / f"{path.stem}.safetensors", about)
-    return [path.stem for path in paths]
+    save_file(weights, out / f"{STAGE}.safetensors", {"step": str(state["step"]), "seconds": str(state["seconds"])})
 
 
-def restore(folder: Path, kept: Path = MILESTONE) -> list[str]:
-    """Make checkpoints of what was kept, for stages that have none in the folder; the stages.
+def restore(folder: Path, shipped: Path, kept: Path = MILESTONE) -> bool:
+    """Make a checkpoint of the shipped model and of what was kept; False where there is one already.
 
     Raises ValueError where nothing was kept.
     """
-    paths = sorted(kept.glob("*.safetensors"))
-    if not paths:
-        raise ValueError(f"train: {kept} holds no weights; begin with `omni train tiny`")
+    path, target = kept / f"{STAGE}.safetensors", folder / f"{STAGE}.pt"
+    if target.is_file():
+        return False
+    if not path.is_file():
+        raise ValueError(f"train: {path} is missing; begin with `omni train tiny`")
+    weights = Joined().state_dict()
+    model = OmniModel.from_pretrained(shipped, torch.float32)
+    weights |= {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
+    with safe_open(path, "pt") as file:
+        weights |= {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
+        about = file.metadata()
     folder.mkdir(parents=True, exist_ok=True)
-    made: list[str] = []
-    for path in paths:
-        target = folder / f"{path.stem}.pt"
-        if target.is_file():
-            continue
-        with safe_open(path, "pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (not a dict)
-            about = file.metadata()
-        if path.stem == "language":  # the parts that it does not train begin as they do
-            weights = Knowing(tiny_config()).state_dict() | weights
-        state = {"module": weights, "step": int(about["step"]), "seconds": float(about["seconds"])}
-        torch.save(state, target)
-        made.append(path.stem)
-    return made
+    torch.save({"module": weights, "step": int(about["step"]), "seconds": float(about["seconds"])}, target)
+    return True

@@ -125,12 +125,12 @@ class Recipe:
         print(table(differences(marks), signed=True), flush=True)
 
     def keep(self) -> None:
-        """Keep the weights of all stages so far with the code."""
-        print("kept:", ", ".join(keep(self.folder)))
+        """Keep with the code what training needs beside the shipped weights."""
+        keep(self.folder)
 
     def restore(self) -> None:
-        """Go on, on another machine, from the weights that were kept."""
-        print("restored:", ", ".join(restore(self.folder)) or "nothing, all are there")
+        """Go on, on another machine, from the shipped weights and what was kept beside them."""
+        print("restored" if restore(self.folder, self.out) else "the checkpoint is there already")
 
     def _joined(self, stage: str) -> Joined:
         joined = Joined()
