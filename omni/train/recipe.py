@@ -130,7 +130,7 @@ class Recipe:
 
     def restore(self) -> None:
         """Go on, on another machine, from the shipped weights and what was kept beside them."""
-        print("restored" if restore(self.folder, self.out) else "the checkpoint is there already")
+        print("restored" if restore(self.folder, TINY) else "the checkpoint is there already")
 
     def _joined(self, stage: str) -> Joined:
         joined = Joined()
