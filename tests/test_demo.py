@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import os
@@ -304,16 +303,6 @@ def test_samples_are_read_tolerantly(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text(json.dumps([*listed, *outside]))
     assert [sample.files for sample in samples(tmp_path)] == [(tmp_path / "a.png",)]
     assert all(file.is_file() for sample in samples() for file in sample.files)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loop() -> Iterator[None]:
-    """Gradio takes the thread's event loop, makes one where there is none, and leaves it open."""
-    made = asyncio.new_event_loop()
-    asyncio.set_event_loop(made)
-    yield
-    asyncio.set_event_loop(None)
-    made.close()
 
 
 @pytest.fixture(scope="module")
