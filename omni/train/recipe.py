@@ -171,11 +171,14 @@ def tiny(recipe: Recipe, stage: str = "all") -> None:
     if stage != "all" and stage not in STAGES | BESIDE:
         raise ValueError(f"train: stage {stage!r} is unknown; want all or one of {', '.join(STAGES | BESIDE)}")
     torch.set_flush_denormal(True)  # squared ReLUs leave many numbers next to nothing, which are slow
-    if stage in BESIDE:
-        BESIDE[stage](recipe)
-    for name, run in STAGES.items():
-        if stage in ("all", name):
-            run(recipe)
+    try:
+        if stage in BESIDE:
+            BESIDE[stage](recipe)
+        for name, run in STAGES.items():
+            if stage in ("all", name):
+                run(recipe)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _checkpoint(folder: Path, stage: str) -> dict[str, torch.Tensor]:
