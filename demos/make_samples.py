@@ -107,7 +107,7 @@ def asked(file: str, rng: Random, *made: Document) -> list[dict[str, object]]:
 
 def chart(rng: Random) -> list[dict[str, object]]:
     """chart.png: a chart by matplotlib."""
-    picture, questions = charts.chart(rng, (face("Hanken Grotesk"),), wear=0.0, how=CLEAR)
+    picture, questions, _ = charts.chart(rng, (face("Hanken Grotesk"),), wear=0.0, how=CLEAR)
     picture.image.save(SAMPLES / "chart.png")
     return [{"files": ["chart.png"], "question": q, "truth": a} for q, a, _ in rng.sample(questions, 3)]
 

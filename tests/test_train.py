@@ -16,13 +16,15 @@ from torch import Tensor, nn
 import omni
 from omni.model import OmniModel
 from omni.train import mixture, ranks
+from omni.train.answering import Pool, bare, gathered, look
+from omni.train.data.page import CLEAR
 from omni.train.data.sounds import Mute
 from omni.train.drafting import losses_ahead
 from omni.train.exam import edits, exact, near, score, word_edits
 from omni.train.joining import Joined
 from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
-from omni.train.milestone import keep, restore
+from omni.train.milestone import STAGE, keep, restore
 from omni.train.muon import orthogonal
 from omni.train.packing import Packer
 from omni.train.recipe import SMOKE, Recipe, export, tiny
@@ -144,13 +146,57 @@ def test_the_recipe_runs_from_drawn_pages_to_a_checkpoint_that_loads(tmp_path: P
     assert model(batch).logits.isfinite().all()
     lines = [json.loads(line) for line in (recipe.folder / "log.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {
-        "language", "vision tower", "audio tower", "projection", "together", "drafting"
+        "language", "vision tower", "audio tower", "projection", "together", "answering", "drafting"
     }  # fmt: skip
     assert any("exact document" in line for line in lines)
     again = Recipe(folder=recipe.folder, sizes=SMOKE, quiet=True, out=tmp_path / "again")
     again.export()
     one, two = ((path / "model.safetensors").read_bytes() for path in (recipe.out, again.out))
     assert one == two
+
+
+def test_what_was_seen_before_is_what_would_be_seen_now() -> None:
+    torch.manual_seed(0)
+    joined = Joined().eval()
+    made = {name: mixture.makers(Mute(), turns=99, shown=99)[name] for name in ("chart", "video", "lines")}
+    made |= {"pages": mixture.makers(Mute(), turns=99)["pages"]}
+    made = dict.fromkeys(mixture.ANSWERED, made["chart"]) | made
+    whole, late = (Pool(joined, made, 900, 3, 1) for _ in range(2))
+    for step in range(5):
+        packed, features = whole.conversations(step)
+    again, found = late.conversations(4)  # as a run that resumes
+    assert torch.equal(packed.batch.tokens, again.batch.tokens)
+    assert torch.equal(features.image, found.image)
+    assert torch.equal(features.tubelet, found.tubelet)
+    assert max(features.counts["image"], default=0) > 0
+    assert answers(joined.model, packed, features)[0].isfinite().all()
+
+
+def test_features_that_were_kept_are_those_of_the_pictures() -> None:
+    torch.manual_seed(0)
+    joined = Joined().eval()
+    made = mixture.makers(Mute(), turns=2, how=CLEAR)
+    examples = [made[name](Random(name)) for name in ("pages", "video", "chart", "sums", "time", "document")]
+    packer = Packer(drawn=True, rate=0.5)
+    packed, features = gathered(Packer(drawn=False), look(joined, packer, examples))
+    with torch.no_grad():
+        whole = answers(joined.model, packer(examples), joined.model.encode(packer(examples).batch.media))[0]
+        kept = answers(joined.model, packed, features)[0]
+    assert whole.shape == kept.shape
+    torch.testing.assert_close(kept, whole, atol=0.05, rtol=0.05)  # kept in bfloat16
+    assert all(medium.fields is not None for each in examples for medium in bare(each).media)
+
+
+def test_lists_of_a_chart_tell_each_value_once_and_in_order() -> None:
+    made = mixture.makers(Mute(), drawn=False, turns=99, shown=99)["chart"]
+    for seed in range(20):
+        example = made(Random(f"list {seed}"))
+        values, ranked = (turn.answer.split(", ") for turn in example.lists[:2])
+        amounts = {row.rsplit(" ", 1)[0]: int(row.rsplit(" ", 1)[1].rstrip("%")) for row in values}
+        assert sorted(amounts) == sorted(ranked)
+        assert [amounts[name] for name in ranked] == sorted(amounts.values(), reverse=True)
+        largest = next(t.answer for t in example.turns if t.question == "Which is the largest?")
+        assert largest == ranked[0]
 
 
 def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) -> None:
@@ -163,21 +209,21 @@ def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) 
 def test_a_milestone_goes_on_from_the_shipped_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     joined = Joined()
-    run = Run(joined, Schedule(steps=9), tmp_path / "here", "together")
+    run = Run(joined, Schedule(steps=9), tmp_path / "here", STAGE)
     run.step, run.seconds = 5, 7.0
     run.save()
     keep(tmp_path / "here", tmp_path / "kept")
     export(Joined().model, tmp_path / "shipped")  # another model: weights come from there
     assert restore(tmp_path / "there", tmp_path / "shipped", tmp_path / "kept")
     assert not restore(tmp_path / "there", tmp_path / "shipped", tmp_path / "kept")  # what is there stays
-    other = Run(Joined(), Schedule(steps=9), tmp_path / "there", "together")
+    other = Run(Joined(), Schedule(steps=9), tmp_path / "there", STAGE)
     assert other.resume()
     assert (other.step, other.seconds) == (5, 7.0)
     assert isinstance(other.module, Joined)
     torch.testing.assert_close(other.module.head.weight, joined.head.weight, atol=1e-2, rtol=1e-2)
     shipped = OmniModel.from_pretrained(tmp_path / "shipped", torch.float32)
     assert torch.equal(other.module.model.head.weight, shipped.head.weight)
-    with pytest.raises(ValueError, match="run the stage together first"):
+    with pytest.raises(ValueError, match=f"run the stage {STAGE} first"):
         keep(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is missing; begin with"):
         restore(tmp_path / "elsewhere", tmp_path / "shipped", tmp_path / "nowhere")

@@ -41,7 +41,7 @@ def makers(
         "time": lambda r: clips.questions(r, turns=shown, skill="time", drawn=drawn),
         "speech": lambda r: sounds.speech(r, voice),
         "sounds": lambda r: sounds.beeps(r, voiced=drawn),
-        "sound and video": lambda r: clips.spoken(r, voice, drawn=drawn),
+        "sound and video": lambda r: clips.spoken(r, voice, turns=max(3, shown // 4), drawn=drawn),
         "strings": texts.strings,
         "copying": texts.copying,
         "look-up": texts.lookup,
@@ -67,6 +67,9 @@ ALL = {
 JOINT = ALL | {  # where all parts learn; few questions about each chart and clip, so more of them
     "pages": 1.5, "transcription": 2.0, "chart": 4.0, "video": 3.0, "sound and video": 1.8, "sums": 3.0,
 }  # fmt: skip
+
+ANSWERED = JOINT | {"chart": 10.0, "sound and video": 4.0, "lines": 0.3, "copying": 0.2, "look-up": 0.2, "sums": 1.5,
+                    "screen": 1.5, "small document": 0.7, "speech": 1.2, "sounds": 0.3}  # fmt: skip
 
 
 PHASES = (  # copying, then reading: all answers are built on them

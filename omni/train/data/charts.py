@@ -69,8 +69,8 @@ def _mark_slice(page: Page, centre: tuple[float, float], radius: float, start: f
 
 def chart(
     rng: Random, faces: tuple[tuple[str, str], ...], *, wear: float = 1.0, drawn: bool = True, how: Print = FINE
-) -> tuple[Picture, list[tuple[str, str, str]]]:
-    """A bar, line or pie chart, and what can be asked: (question, answer, what is seen)."""
+) -> tuple[Picture, list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """A bar, line or pie chart, what can be asked (question, answer, what is seen), and lists of all that it shows."""
     kind = rng.choice(("bar", "bar", "rows", "line", "pie"))
     count = rng.randint(2, 6)
     dpi, sides = 100 * how.charts, (rng.randint(7, 10), rng.randint(5, 8))
@@ -86,29 +86,29 @@ def chart(
     one = rng.random() < 0.5 and kind != "pie"
     paints: list[str] = [rng.choice(PAINTS)] * count if one or kind == "line" else rng.sample(PAINTS, count)
     inks = [(red / 255, green / 255, blue / 255) for red, green, blue in (COLOURS[paint] for paint in paints)]
-    told = rng.random() < 0.5  # whether values are printed
+    printed = rng.random() < 0.5
     total = sum(values)
     shares = [round(100 * value / total) for value in values]
     match kind:
         case "bar":
             bars = axes.bar(names, values, color=inks, width=rng.uniform(0.5, 0.85))
-            if told:
+            if printed:
                 axes.bar_label(bars, [str(value) for value in values], fontproperties=face)
         case "rows":
             bars = axes.barh(names, values, color=inks, height=rng.uniform(0.5, 0.85))
-            if told:
+            if printed:
                 axes.bar_label(bars, [str(value) for value in values], fontproperties=face, padding=2)
         case "line":
             bars = []
             axes.plot(names, values, color=inks[0], marker=rng.choice(("o", "s", "")), linewidth=rng.uniform(1.5, 3))
-            if told:
+            if printed:
                 for index, value in enumerate(values):
                     axes.annotate(
                         str(value), (index, value), (0, 5), textcoords="offset points", ha="center", fontproperties=face
                     )
         case _:
             bars = []
-            told = True
+            printed = True
             wedges, *_ = axes.pie(values, labels=names, colors=inks, startangle=rng.choice((0, 90)), labeldistance=1.12,
                                   autopct=lambda share: f"{round(share)}%", pctdistance=0.6,
                                   textprops={"fontproperties": face})  # fmt: skip
@@ -116,7 +116,7 @@ def chart(
         along = axes.xaxis if kind == "rows" else axes.yaxis
         along.set_major_locator(_steps(step))
         (axes.set_xlim if kind == "rows" else axes.set_ylim)(
-            0, (max(values) // step + (1 if told or max(values) % step else 0.3)) * step * 1.04
+            0, (max(values) // step + (1 if printed or max(values) % step else 0.3)) * step * 1.04
         )
         axes.grid(visible=True, axis="x" if kind == "rows" else "y", linewidth=0.5, alpha=0.6)
         axes.set_axisbelow(True)
@@ -145,13 +145,30 @@ def chart(
         for wedge, paint in zip(wedges, paints, strict=True):
             _mark_slice(page, (x, height - y), radius, wedge.theta1, wedge.theta2, paint)
     page.wear(rng, wear * rng.random() * 0.7, drawn)
-    return page.picture(rng, drawn), _asked(rng, kind, names, values, shares, paints, title, one)
+    picture = page.picture(rng, drawn)
+    asked = _asked(rng, kind, names, values, shares, paints, title, one)
+    told = [f"{share}%" for share in shares] if kind == "pie" else [str(value) for value in values]
+    return picture, asked, _listed(kind, list(zip(names, values, told, paints, strict=True)))
 
 
 def _steps(step: int):
     from matplotlib.ticker import MultipleLocator
 
     return MultipleLocator(step)
+
+
+def _listed(kind: str, rows: list[tuple[str, int, str, str]]) -> list[tuple[str, str]]:
+    """Questions whose answers go over the whole chart. rows: (name, value, value as told, colour)."""
+    if kind == "rows":
+        rows = rows[::-1]  # as they are read, from the top
+    order = sorted(rows, key=lambda row: -row[1])
+    listed = [
+        ("List all values.", ", ".join(f"{name} {told}" for name, _, told, _ in rows)),
+        ("List all from the largest to the smallest.", ", ".join(name for name, *_ in order)),
+    ]
+    if kind != "line":
+        listed.append(("List all colours.", ", ".join(f"{name} {paint}" for name, _, _, paint in rows)))
+    return listed
 
 
 def _asked(
@@ -206,11 +223,12 @@ def questions(
     how: Print = FINE,
 ) -> Example:
     """A chart and questions about it."""
-    picture, asked = chart(rng, faces, wear=wear, drawn=drawn, how=how)
+    picture, asked, listed = chart(rng, faces, wear=wear, drawn=drawn, how=how)
     chosen = rng.sample(asked, min(turns, len(asked)))
     thinks = rng.random() < 0.15
     return Example(
         skill="chart",
         media=(picture,),
         turns=tuple(Turn(question=q, answer=a, thinking=seen if thinks else "") for q, a, seen in chosen),
+        lists=tuple(Turn(question=q, answer=a, skill="lists") for q, a in listed),
     )

@@ -305,6 +305,7 @@ def spoken(rng: Random, voice: Voice, *, turns: int = 3, drawn: bool = True) -> 
         chars += [(start + time, char) for time, char in zip(said.times, word, strict=True)]
         asked.append((f"What was said when the {actor.form} turned {paint}?", word))
         asked.append((f"What colour did the {actor.form} turn when {word} was said?", paint))
+    pairs = [f"{paint} {word}" for paint, word in zip(paints[1:], told, strict=True)]
     chosen = rng.sample(asked, min(turns, len(asked)))
     made = film([actor], times, size, rng, drawn)
     heard = Recording(samples=sound, text=" ".join(told), fields=sounds.fields(len(sound), chars))
@@ -312,4 +313,5 @@ def spoken(rng: Random, voice: Voice, *, turns: int = 3, drawn: bool = True) -> 
         skill="sound and video",
         media=(replace(made, sound=heard),),
         turns=tuple(Turn(question=q, answer=a) for q, a in chosen),
+        lists=(Turn(question="List what was said at each colour.", answer=", ".join(pairs), skill="lists"),),
     )

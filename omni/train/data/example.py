@@ -63,8 +63,12 @@ Medium = Picture | Recording | Film
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """Media in front of the first question, then turns about them. skill: the row of the card's table it counts in."""
+    """Media in front of the first question, then turns about them. skill: the row of the card's table it counts in.
+
+    lists: turns that go over all that the media show; each may stand alone in place of the turns.
+    """
 
     skill: str
     turns: tuple[Turn, ...]
     media: tuple[Medium, ...] = field(default=())
+    lists: tuple[Turn, ...] = field(default=())
