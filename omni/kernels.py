@@ -74,6 +74,7 @@ def causal_conv(
     return F.silu(out, inplace=True), ends.float()
 
 
+FEW_QUERIES = 8
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
 
@@ -163,6 +164,48 @@ def selective_step(
     return (by_group @ c[..., None]).view(sequences, heads, dim), after
 
 
+def short_conv(
+    x: Float[Tensor, "tokens channels"],
+    weight: Float[Tensor, "channels taps"],
+    bias: Float[Tensor, " channels"] | None,
+    lengths: Lengths,
+    history: Float[Tensor, "sequences past channels"],
+) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past_and_steps channels"]]:
+    """See `ops.short_conv`: of sequences of one length, in float32 as `step_conv`."""
+    if not fast(x) or min(lengths) < max(lengths):
+        return ops.short_conv(x, weight, bias, lengths, history)
+    inputs = torch.cat((history, x.float().view(len(history), -1, x.shape[1])), 1)
+    out = (inputs.unfold(1, weight.shape[1], 1) * weight).sum(-1)
+    return F.silu(out if bias is None else out.add_(bias), inplace=True).view(x.shape), inputs
+
+
+def selective_steps(
+    x: Float[Tensor, "tokens heads dim"],
+    dt: Float[Tensor, "tokens heads"],
+    a: Float[Tensor, " heads"],
+    b: Float[Tensor, "tokens groups state"],
+    c: Float[Tensor, "tokens groups state"],
+    state: Float[Tensor, "sequences heads dim state"],
+    lengths: Lengths,
+) -> tuple[Float[Tensor, "tokens heads dim"], Float[Tensor, "steps sequences heads dim state"]]:
+    """See `ops.selective_steps`: of sequences of one length, without heads of B and C, the states written in place."""
+    if not fast(x) or min(lengths) < max(lengths):
+        return ops.selective_steps(x.float(), dt, a, b.float(), c.float(), state, lengths)
+    sequences, heads, dim, size = state.shape
+    steps, groups = lengths[0], b.shape[1]
+    decay = (dt * a).exp_().view(sequences, steps, heads, 1, 1).unbind(1)
+    added = (x * dt[..., None]).view(sequences, steps, groups, -1, 1).unbind(1)
+    b = b.float().view(sequences, steps, groups, 1, size).unbind(1)
+    after = torch.empty(steps, *state.shape)
+    for step, now in enumerate(after.unbind(0)):
+        torch.mul(state, decay[step], out=now)
+        now.view(sequences, groups, -1, size).addcmul_(added[step], b[step])
+        state = now
+    c = c.float().view(sequences, steps, groups, size, 1).transpose(0, 1)
+    y = after.view(steps, sequences, groups, -1, size) @ c
+    return y.view(steps, sequences, heads, dim).transpose(0, 1).reshape(x.shape), after
+
+
 def causal_attention(
     q: Float[Tensor, "queries heads dim"],
     k: Float[Tensor, "kv_heads keys dim"],
@@ -171,13 +214,26 @@ def causal_attention(
     *,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "queries heads dim"]:
-    """See `ops.causal_attention`: one query's heads that share keys are rows of one product, so nothing is copied."""
-    if len(q) > 1 or sinks is not None or not fast(q):
+    """See `ops.causal_attention`: a few queries' heads that share keys are rows of one product, so no key is copied."""
+    queries, keys = len(q), k.shape[1]
+    if queries > FEW_QUERIES or sinks is not None or not fast(q) or (queries > 1 and window is not None):
         return ops.causal_attention(q, k, v, window, sinks=sinks)
+    if queries > 1:
+        rows = q.view(queries, len(k), -1, q.shape[-1]).transpose(0, 1)  # (kv_heads, queries, heads of each, dim)
+        unseen = F.pad(_unseen(queries, rows.shape[2], q.dtype), (keys - queries, 0))
+        mixed = F.scaled_dot_product_attention(rows.flatten(1, 2)[None], k[None], v[None], attn_mask=unseen)
+        return mixed[0].view(rows.shape).transpose(0, 1).reshape(q.shape)
     if window is not None:
         k, v = k[:, -window:], v[:, -window:]
     rows = q.view(1, len(k), -1, q.shape[-1])
     return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
+
+
+@lru_cache(maxsize=64)
+def _unseen(queries: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "rows queries"]:
+    """-inf where the key is later than the query, else 0; a row for each head of each query."""
+    with torch.inference_mode(False):
+        return _later(queries).to(dtype).repeat_interleave(heads, 0)
 
 
 def mix_experts(

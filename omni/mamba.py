@@ -14,8 +14,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from omni.kernels import causal_conv, fast, gated_group_rms_norm, selective_scan, selective_step, step_conv
-from omni.ops import Lengths, selective_steps, short_conv
+from omni.kernels import (
+    causal_conv,
+    fast,
+    gated_group_rms_norm,
+    selective_scan,
+    selective_step,
+    selective_steps,
+    short_conv,
+    step_conv,
+)
+from omni.ops import Lengths
 from omni.state import MambaState, Trail
 
 SHORT = 8  # up to so many tokens a sequence go step by step, and can be taken back one by one
@@ -137,7 +146,7 @@ class Mamba(nn.Module):
             y, ssm = selective_step(x, dt, a, b, cc, before.ssm)
             after = MambaState(history, ssm)
         elif short:
-            y, states = selective_steps(x.float(), dt, a, b.float(), cc.float(), before.ssm, lengths)
+            y, states = selective_steps(x, dt, a, b, cc, before.ssm, lengths)
             after = MambaState.at_end(Trail(inputs, states, lengths))
         else:
             y, ssm = selective_scan(x, dt, a, b, cc, before.ssm, lengths, c.chunk)

@@ -43,6 +43,7 @@ BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
 ALIGNED = 32  # bytes, of the first input that the int8 kernel takes
 UNPACKED = 2**22  # weights unpacked at a time
+FEW_TOKENS, SMALL = 8, 2**22  # tokens for which experts of so many bytes in all are taken as one matrix
 
 
 class Plain:
@@ -262,8 +263,30 @@ class Stack:
         return cls(made, origin, codes, scales)
 
 
+class Abreast:
+    """All experts of a small mixture as one feed-forward block, for a few tokens: those that were not chosen have no
+    share. Their arithmetic costs less than to sort tokens and to call each expert.
+    """
+
+    def __init__(self, up: Float[Tensor, "experts hidden width"], down: Float[Tensor, "experts width hidden"]) -> None:
+        self.experts = len(up)
+        self.up = Plain(up.flatten(0, 1))
+        self.down = Plain(down.transpose(0, 1).flatten(1).contiguous())
+
+    def mix(self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor) -> Tensor:
+        """As `Experts.mix`."""
+        shares = x.new_zeros(len(x), self.experts, 1).scatter_(1, chosen[..., None], weights.to(x.dtype)[..., None])
+        hidden = relu2(self.up.linear(x, None)).view(len(x), self.experts, -1)
+        return self.down.linear(hidden.mul_(shares).flatten(1), None)
+
+
 class PackedExperts(nn.Module):
-    """`Experts` with packed weights. stacks, biases: by the names that `Experts` has them under."""
+    """`Experts` with packed weights. stacks, biases: by the names that `Experts` has them under.
+
+    abreast: the same weights once more, where they are small and lie as they were.
+    """
+
+    abreast: Abreast | None = None
 
     up_bias: Tensor | None
     gate_bias: Tensor | None
@@ -284,12 +307,18 @@ class PackedExperts(nn.Module):
         """From plain ones; rows: in no format, they stay row after row."""
         stacks = {name: Stack.of(w, form, rows) for name in STACKS if (w := getattr(experts, name)) is not None}
         biases = {name: getattr(experts, name) for name in BIASES}
-        return cls(stacks, {name: None if b is None else b.detach() for name, b in biases.items()}, experts.clamp)
+        made = cls(stacks, {name: None if b is None else b.detach() for name, b in biases.items()}, experts.clamp)
+        plain = form is None and made.gate is None and made.up_bias is None
+        if plain and experts.up_proj.nbytes + experts.down_proj.nbytes <= SMALL:
+            made.abreast = Abreast(experts.up_proj.detach(), experts.down_proj.detach())
+        return made
 
     def mix(
         self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor
     ) -> Float[Tensor, "tokens width"]:
         """As `Experts`; a single token's experts are taken together."""
+        if self.abreast is not None and len(x) <= FEW_TOKENS:
+            return self.abreast.mix(x, chosen, weights)
         if len(x) > 1 or self.gate is not None or self.up_bias is not None:
             return mix_experts(x, chosen, weights, self)
         numbers = chosen[0].tolist()

@@ -120,6 +120,8 @@ class Trail:
     def at(self, ends: Sequence[int]) -> tuple[Tensor, Tensor]:
         """History and state of each sequence after its first `end` tokens, at least one."""
         past = self.inputs.shape[1] - len(self.states)
+        if len(set(ends)) == 1:
+            return self.inputs[:, ends[0] : ends[0] + past].float(), self.states[ends[0] - 1]
         history = torch.stack([rows[end : end + past] for rows, end in zip(self.inputs, ends, strict=True)])
         return history.float(), self.states[[end - 1 for end in ends], range(len(ends))]
 

@@ -80,8 +80,26 @@ def test_one_token_of_each_sequence_equals_the_scan_of_one() -> None:
     assert torch.equal(after, wanted_after)
 
 
+@pytest.mark.parametrize("lengths", [(4,), (3, 3, 3), (2, 1, 4)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_few_tokens_of_each_sequence_equal_their_references(lengths: tuple[int, ...], biased: bool) -> None:
+    tokens, count = sum(lengths), len(lengths)
+    x, dt, a = randn(tokens, 8, 16), torch.rand(tokens, 8), -torch.rand(8)
+    b, c, state = randn(tokens, 2, 32), randn(tokens, 2, 32), randn(count, 8, 16, 32)
+    before = state.clone()
+    made = kernels.selective_steps(x, dt, a, b, c, state, lengths)
+    for one, other in zip(made, ops.selective_steps(x, dt, a, b, c, state, lengths), strict=True):
+        close(one, other, torch.float32)
+    assert torch.equal(state, before)
+    rows, weight, history = randn(tokens, 96), randn(96, 4), randn(count, 3, 96)
+    bias = randn(96) if biased else None
+    made = kernels.short_conv(rows, weight, bias, lengths, history)
+    for one, other in zip(made, ops.short_conv(rows, weight, bias, lengths, history), strict=True):
+        close(one, other, torch.float32)
+
+
 @pytest.mark.parametrize("window", [None, 7, 100])
-@pytest.mark.parametrize("queries", [1, 20])
+@pytest.mark.parametrize("queries", [1, 3, 20])
 def test_attention_equals_its_reference(window: int | None, queries: int) -> None:
     q, k, v = randn(queries, 8, 16), randn(2, 40, 16), randn(2, 40, 16)
     close(kernels.causal_attention(q, k, v, window), ops.causal_attention(q, k, v, window), torch.float32)
