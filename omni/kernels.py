@@ -197,10 +197,11 @@ def selective_steps(
     added = (x * dt[..., None]).view(sequences, steps, groups, -1, 1).unbind(1)
     b = b.float().view(sequences, steps, groups, 1, size).unbind(1)
     after = torch.empty(steps, *state.shape)
+    before = state
     for step, now in enumerate(after.unbind(0)):
-        torch.mul(state, decay[step], out=now)
+        torch.mul(before, decay[step], out=now)
         now.view(sequences, groups, -1, size).addcmul_(added[step], b[step])
-        state = now
+        before = now
     c = c.float().view(sequences, steps, groups, size, 1).transpose(0, 1)
     y = after.view(steps, sequences, groups, -1, size) @ c
     return y.view(steps, sequences, heads, dim).transpose(0, 1).reshape(x.shape), after
