@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from omni.model import OmniModel
 from omni.splice import Features
 from omni.train import mixture, ranks
-from omni.train.data.page import CLEAR, FIELDS
+from omni.train.data.page import BOUND, CLEAR, FIELDS
 from omni.train.data.sounds import Voice
 from omni.train.language import BALANCE_LOSS, Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, products
@@ -45,6 +45,7 @@ class Joined(nn.Module):
         assert self.model.vision is not None
         self.head = nn.Linear(self.model.vision.width, sum(FIELDS))
         self.film_head = nn.Linear(self.model.vision.width, sum(FILM_FIELDS))
+        self.bound_head = nn.Linear(self.model.vision.width, sum(BOUND))
 
     @property
     def model(self) -> OmniModel:
@@ -58,6 +59,10 @@ class Joined(nn.Module):
         pictures = sum(fields.shape[0] * fields.shape[1] for fields in packed.known.pictures)
         losses = [features.image.new_zeros(())]
         for x in seen:
+            of_charts = charts_among(packed.known)
+            if bool(of_charts.any()):
+                told = fields_of(tuple(each for each in packed.known.bound if each is not None))
+                losses.append(field_loss(self.bound_head(x[:pictures][of_charts]), told, BOUND))
             if pictures:
                 losses.append(field_loss(self.head(x[:pictures]), fields_of(packed.known.pictures), FIELDS))
             if len(x) > pictures:
@@ -79,6 +84,15 @@ def watched(module: nn.Module | None) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+def charts_among(known: Known) -> Tensor:
+    """(patches,) of all pictures: whether each is a chart's."""
+    flags = [
+        torch.full((fields.shape[0] * fields.shape[1],), bound is not None)
+        for fields, bound in zip(known.pictures, known.bound, strict=True)
+    ]
+    return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
 
 
 def fields_of(items: tuple) -> Tensor:
@@ -184,7 +198,7 @@ def together(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 2000,
+    steps: int = 3400,
     tokens: int = 4096,
     seed: int = 1,
     held_out: Voice | None = None,
@@ -204,7 +218,7 @@ def together(
         "together",
     )
     run.resume()
-    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR, shown=2)
+    packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR, shown=2, lists=0.7)
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(ranks.seed(f"{seed} together {step}"))

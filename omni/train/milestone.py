@@ -1,6 +1,6 @@
 """Milestone: what training needs beside the shipped model, small enough to be kept with the code.
 
-`keep` writes the stand-in and the heads of the stage `answering`, in bfloat16; `restore` puts them and the shipped
+`keep` writes the stand-in and the heads of the stage `together`, in bfloat16; `restore` puts them and the shipped
 weights together to a checkpoint, from which training goes on (with optimisers that begin anew) on another machine.
 """
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from omni.model import OmniModel
 from omni.train.joining import Joined
 
-STAGE = "answering"
+STAGE = "together"
 MODEL = "knowing.model."  # names of what is shipped
 MILESTONE = Path(__file__).parent / "milestone"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -16,12 +16,14 @@ Maker = Callable[[Random], Example]
 
 
 def makers(
-    voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8, how: Print = FINE, shown: int = 8
-) -> dict[str, Maker]:
+    voice: Voice, *, held_out: bool = False, drawn: bool = True, turns: int = 8, how: Print = FINE, shown: int = 8,
+    lists: float = 0.0,
+) -> dict[str, Maker]:  # fmt: skip
     """A maker for each skill.
 
     held_out: fonts that training never sees. drawn: with pixels and samples. turns: questions about a page at most;
-    shown: about a chart or a clip, whose answers tell much of the next ones. how: pages and charts are drawn.
+    shown: about a chart or a clip, whose answers tell much of the next ones. how: pages and charts are drawn. lists:
+    share of the conversations about what can be listed whole that end so.
     """
     shown = min(shown, turns)
     faces = fonts.faces(held_out)
@@ -35,18 +37,25 @@ def makers(
         "document": lambda r: documents.questions(r, faces, turns=turns, **pages),
         "pages": lambda r: documents.pages(r, faces, turns=turns, **pages),
         "transcription": lambda r: documents.transcription(r, faces, **pages),
-        "chart": lambda r: charts.questions(r, faces, turns=shown, **pages),
+        "chart": lambda r: listed(r, charts.questions(r, faces, turns=shown, **pages), lists),
         "screen": lambda r: screens.questions(r, faces, turns=turns, drawn=drawn),
         "video": lambda r: clips.questions(r, turns=shown, drawn=drawn),
         "time": lambda r: clips.questions(r, turns=shown, skill="time", drawn=drawn),
         "speech": lambda r: sounds.speech(r, voice),
         "sounds": lambda r: sounds.beeps(r, voiced=drawn),
-        "sound and video": lambda r: clips.spoken(r, voice, turns=max(3, shown // 4), drawn=drawn),
+        "sound and video": lambda r: listed(r, clips.spoken(r, voice, turns=min(shown, 3), drawn=drawn), lists),
         "strings": texts.strings,
         "copying": texts.copying,
         "look-up": texts.lookup,
         "sums": texts.sums,
     }
+
+
+def listed(rng: Random, example: Example, share: float) -> Example:
+    """In this share of them, one list more at the end of a conversation."""
+    if not example.lists or rng.random() >= share:
+        return example
+    return replace(example, turns=(*example.turns, rng.choice(example.lists)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +74,9 @@ ALL = {
 }  # fmt: skip
 
 JOINT = ALL | {  # where all parts learn; few questions about each chart and clip, so more of them
-    "pages": 1.5, "transcription": 2.0, "chart": 4.0, "video": 3.0, "sound and video": 1.8, "sums": 3.0,
+    "lines": 0.7, "small document": 1.0, "document": 3.5, "pages": 1.5, "transcription": 2.0, "chart": 8.0,
+    "screen": 1.0, "video": 3.0, "time": 1.0, "sounds": 0.7, "sound and video": 3.5, "look-up": 0.3, "sums": 2.5,
 }  # fmt: skip
-
-ANSWERED = JOINT | {"chart": 10.0, "sound and video": 4.0, "lines": 0.3, "copying": 0.2, "look-up": 0.2, "sums": 1.5,
-                    "screen": 1.5, "small document": 0.7, "speech": 1.2, "sounds": 0.3}  # fmt: skip
 
 
 PHASES = (  # copying, then reading: all answers are built on them

@@ -32,13 +32,15 @@ class Known:
     """What the renderer knows, one entry an item in the batch's order.
 
     pictures: (rows, cols, fields) of each; blurred: guesses at the same, (guesses, rows, cols, fields); films:
-    (tubelets, rows, cols, fields of both frames); sounds: (tokens, fields).
+    (tubelets, rows, cols, fields of both frames); sounds: (tokens, fields). bound: of a picture that is a chart, what
+    each patch belongs to.
     """
 
     pictures: tuple[np.ndarray, ...] = ()
     blurred: tuple[np.ndarray, ...] = ()
     films: tuple[np.ndarray, ...] = ()
     sounds: tuple[np.ndarray, ...] = ()
+    bound: tuple[np.ndarray | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,7 @@ class _Parts:
     blurred: list[np.ndarray] = field(default_factory=list)
     films: list[np.ndarray] = field(default_factory=list)
     sounds: list[np.ndarray] = field(default_factory=list)
+    bound: list[np.ndarray | None] = field(default_factory=list)
 
     def write(self, ids: Sequence[int], learnt: bool = False) -> None:
         self.ids += ids
@@ -112,6 +115,7 @@ class Packer:
                 blurred=tuple(parts.blurred),
                 films=tuple(parts.films),
                 sounds=tuple(parts.sounds),
+                bound=tuple(parts.bound),
             ),
             skills=tuple(skills),
         )
@@ -140,6 +144,7 @@ class Packer:
                 parts.slot("image", IMAGE)
                 parts.write([IMAGE_END])
                 parts.pictures.append(medium.fields)
+                parts.bound.append(medium.bound)
                 parts.blurred.append(np.stack(medium.blurred or (medium.fields,)))
                 parts.media.append(self._picture(medium))
             case Film():

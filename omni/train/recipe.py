@@ -2,7 +2,7 @@
 
 The vision tower, the audio tower and the language model learn side by side (they need nothing of one another), then
 `projection` joins them, beside the last steps of the language model if need be, `together` teaches the whole,
-`answering` the backbone once more, `drafting` the MTP head, and `export` writes what is shipped.
+`drafting` the MTP head, and `export` writes what is shipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 
 from omni.load import load
 from omni.model import OmniModel
-from omni.train.answering import answering
 from omni.train.audio_tower import audio
 from omni.train.data.choir import Choir
 from omni.train.data.corpus import SHARD
@@ -36,22 +35,20 @@ TINY = Path(__file__).parents[1] / "tiny"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """Steps of each stage; the language stage's phases, patches of a vision step, tokens of an audio step, of a step
-    of the projectors or the drafting head, and of a step of the whole (in each process); steps whose features are kept.
+    of the projectors or the drafting head, and of a step of the whole (in each process).
     """
 
     language: int = 10500
     vision: int = 15000
     audio: int = 4000
     projection: int = 900
-    together: int = 2000
-    answering: int = 2300
+    together: int = 3400
     drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
     audio_tokens: int = 700
     joint_tokens: int = 2048
     whole_tokens: int = 4096
-    window: int = 100
     voices: tuple[str, ...] | None = None  # all, or those of these names
     shards: int | None = None
     utterances: int = SHARD
@@ -59,9 +56,9 @@ class Sizes:
 
 SHIPPED = Sizes()
 SMOKE = Sizes(
-    language=2, vision=2, audio=2, projection=2, together=2, answering=2, drafting=2,
+    language=2, vision=2, audio=2, projection=2, together=2, drafting=2,
     phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, audio_tokens=100, joint_tokens=300,
-    whole_tokens=300, window=2,
+    whole_tokens=300,
     voices=("espeak en-us", "espeak en-us+m3"), shards=1, utterances=4,
 )  # fmt: skip
 
@@ -102,15 +99,9 @@ class Recipe:
         together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.whole_tokens,
                  quiet=self.quiet)  # fmt: skip
 
-    def answering(self) -> None:
-        """The backbone on what the towers see."""
-        joined = self._joined("together")
-        answering(joined, self.folder, self._choir(), steps=self.sizes.answering, tokens=self.sizes.whole_tokens,
-                  window=self.sizes.window, quiet=self.quiet)  # fmt: skip
-
     def drafting(self) -> None:
         """The MTP head."""
-        model = self._joined("answering").model
+        model = self._joined("together").model
         drafting(model, self.folder, self._choir(), steps=self.sizes.drafting, tokens=self.sizes.joint_tokens,
                  quiet=self.quiet)  # fmt: skip
 
@@ -159,7 +150,6 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "audio": Recipe.audio,
     "projection": Recipe.projection,
     "together": Recipe.together,
-    "answering": Recipe.answering,
     "drafting": Recipe.drafting,
     "export": Recipe.export,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 
@@ -89,29 +90,34 @@ def chart(
     printed = rng.random() < 0.5
     total = sum(values)
     shares = [round(100 * value / total) for value in values]
+    labels: Sequence[Text] = ()
+    tellers: Sequence[Text] = ()
     match kind:
         case "bar":
             bars = axes.bar(names, values, color=inks, width=rng.uniform(0.5, 0.85))
             if printed:
-                axes.bar_label(bars, [str(value) for value in values], fontproperties=face)
+                tellers = axes.bar_label(bars, [str(value) for value in values], fontproperties=face)
         case "rows":
             bars = axes.barh(names, values, color=inks, height=rng.uniform(0.5, 0.85))
             if printed:
-                axes.bar_label(bars, [str(value) for value in values], fontproperties=face, padding=2)
+                tellers = axes.bar_label(bars, [str(value) for value in values], fontproperties=face, padding=2)
         case "line":
-            bars = []
+            bars = ()
             axes.plot(names, values, color=inks[0], marker=rng.choice(("o", "s", "")), linewidth=rng.uniform(1.5, 3))
             if printed:
-                for index, value in enumerate(values):
+                tellers = [
                     axes.annotate(
                         str(value), (index, value), (0, 5), textcoords="offset points", ha="center", fontproperties=face
                     )
+                    for index, value in enumerate(values)
+                ]
         case _:
-            bars = []
+            bars = ()
             printed = True
-            wedges, *_ = axes.pie(values, labels=names, colors=inks, startangle=rng.choice((0, 90)), labeldistance=1.12,
-                                  autopct=lambda share: f"{round(share)}%", pctdistance=0.6,
-                                  textprops={"fontproperties": face})  # fmt: skip
+            wedges, labels, tellers = axes.pie(
+                values, labels=names, colors=inks, startangle=rng.choice((0, 90)), labeldistance=1.12,
+                autopct=lambda share: f"{round(share)}%", pctdistance=0.6, textprops={"fontproperties": face},
+            )  # fmt: skip
     if kind != "pie":
         along = axes.xaxis if kind == "rows" else axes.yaxis
         along.set_major_locator(_steps(step))
@@ -136,6 +142,16 @@ def chart(
     for bar, paint in zip(bars, paints, strict=False):
         box = bar.get_window_extent()
         page.mark((box.x0, height - box.y1, box.x1, height - box.y0), "bar", paint)
+    if kind != "pie":
+        written = axes.get_yticklabels() if kind == "rows" else axes.get_xticklabels()
+        labels = [label for name in names for label in written if label.get_text() == name]
+    order = sorted(values, reverse=True)
+    for index, (value, paint) in enumerate(zip(values, paints, strict=True)):
+        boxes = [text.get_window_extent() for texts in (labels, tellers) for text in texts[index : index + 1]]
+        boxes += [bar.get_window_extent() for bar in bars[index : index + 1]]
+        halves = 0 if kind == "pie" else 2 * value // step
+        for box in boxes:
+            page.bind((box.x0 - 4, height - box.y1, box.x1 + 4, height - box.y0), 1 + order.index(value), halves, paint)
     if kind == "line":
         points = axes.transData.transform(list(enumerate(values)))
         _mark_line(page, np.c_[points[:, 0], height - points[:, 1]], paints[0])

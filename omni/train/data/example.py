@@ -28,13 +28,15 @@ class Picture:
     """A picture on a whole grid of patches. fields: (rows, cols, fields), see `page.FIELDS`. label: text before it.
 
     blurred: fields as a tower sees them that is not sure on which side of a border a character lies, several guesses;
-    none where the pixels are there to be looked at.
+    none where the pixels are there to be looked at. bound: (rows, cols, fields) of a chart, what each patch belongs to,
+    see `page.BOUND`.
     """
 
     image: Image.Image
     fields: np.ndarray
     label: str = ""
     blurred: tuple[np.ndarray, ...] = ()
+    bound: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ COLOURS = {
     "cyan": (40, 190, 200),
 }
 FIELDS = (len(ALPHABET) + 1,) * CHARS + (len(SHAPES) + 1, len(COLOURS) + 1)  # classes of each field; 0 is nothing
+RANKS, HALVES = 6, 12  # a chart's entries from the largest, and their values in halves of the axis's step
+BOUND = (RANKS + 1, HALVES + 1, len(COLOURS) + 1)  # classes of what a patch belongs to in a chart; 0 is nothing
 Ink = tuple[int, int, int]
 Number = float | int
 Box = tuple[Number, Number, Number, Number]  # x0, y0, x1, y1 in px
@@ -104,6 +106,7 @@ class Page:
         self.points: list[tuple[float, float]] = []
         self.chars: list[int] = []
         self.marks: list[tuple[float, float, float, float, int, int]] = []
+        self.bound: list[tuple[float, float, float, float, int, int, int]] = []
         self.written: list[Written] = []
 
     def width_of(self, text: str, path: str, size: int) -> float:
@@ -128,13 +131,21 @@ class Page:
         """Remember a mark drawn over a box (x0, y0, x1, y1)."""
         self.marks.append((*box, SHAPES.index(shape) + 1, list(COLOURS).index(colour) + 1))
 
+    def bind(self, box: Box, rank: int, halves: int, colour: str) -> None:
+        """Remember that a box shows, names or tells a chart's entry: from 1 the largest, so many halves of the axis's
+        step (0: there is none).
+        """
+        self.bound.append((*box, rank, halves, list(COLOURS).index(colour) + 1))
+
     def picture(self, rng: Random, drawn: bool = True) -> Picture:
         """The page as a picture; where nobody looks at its pixels, with guesses at what a tower would see."""
         guesses: tuple[np.ndarray, ...] = ()
         if not drawn:
             spread = rng.uniform(*BLUR)
             guesses = (self.fields(rng, spread), self.fields(rng, spread))
-        return Picture(image=self.image, fields=self.fields(), blurred=guesses)
+        bound = np.zeros((self.image.height // PATCH, self.image.width // PATCH, len(BOUND)), np.int16)
+        self._cover(bound, self.bound)
+        return Picture(image=self.image, fields=self.fields(), blurred=guesses, bound=bound if self.bound else None)
 
     def fields(self, rng: Random | None = None, spread: float = 0.0) -> np.ndarray:
         """What each patch shows, (rows, cols, fields): characters in reading order, then shape and colour.
@@ -159,11 +170,16 @@ class Page:
             rank = np.arange(len(index)) - np.searchsorted(index, index)
             keep = rank < CHARS
             out[index[keep] // cols, index[keep] % cols, rank[keep]] = codes[keep]
-        middles_y, middles_x = (np.arange(n)[:, None] * PATCH + PATCH / 2 for n in (rows, cols))
-        for x0, y0, x1, y1, shape, colour in self.marks:
-            hit = ((middles_y >= y0) & (middles_y <= y1)) & ((middles_x >= x0) & (middles_x <= x1)).T
-            out[hit, CHARS:] = shape, colour
+        self._cover(out[..., CHARS:], self.marks)
         return out
+
+    @staticmethod
+    def _cover(out: np.ndarray, boxes: Sequence[tuple[Number, ...]]) -> None:
+        """Write what each box (x0, y0, x1, y1, numbers) tells into the patches whose middles it covers."""
+        middles_y, middles_x = (np.arange(n)[:, None] * PATCH + PATCH / 2 for n in out.shape[:2])
+        for x0, y0, x1, y1, *told in boxes:
+            hit = ((middles_y >= y0) & (middles_y <= y1)) & ((middles_x >= x0) & (middles_x <= x1)).T
+            out[hit] = told
 
     def wear(self, rng: Random, strength: Number, drawn: bool = True) -> None:
         """Paper, camera and file formats: rotation and perspective, light, blur, noise, JPEG; at strength 0 nothing.
@@ -221,16 +237,18 @@ class Page:
                 fillcolor=paper if isinstance(paper, tuple) else None,
             )
         self.points = [tuple(point) for point in _moved(forward, self.points)] if self.points else []
-        corners = [_moved(forward, [(x0, y0), (x1, y1)]) for x0, y0, x1, y1, *_ in self.marks]
-        self.marks = [
-            (float(a[0]), float(a[1]), float(b[0]), float(b[1]), mark[4], mark[5])
-            for (a, b), mark in zip(corners, self.marks, strict=True)
-        ]
+        self.marks = [(*_moved_box(forward, mark[:4]), *mark[4:]) for mark in self.marks]
+        self.bound = [(*_moved_box(forward, each[:4]), *each[4:]) for each in self.bound]
 
 
 def grain(rng: Random, spread: float, rows: int, cols: int) -> np.ndarray:
     """A sensor's noise, (rows, cols): normal, of a standard deviation in grey levels."""
     return np.random.default_rng(rng.getrandbits(32)).standard_normal((rows, cols), np.float32) * np.float32(spread)
+
+
+def _moved_box(matrix: np.ndarray, box: Box) -> tuple[float, float, float, float]:
+    (x0, y0), (x1, y1) = _moved(matrix, [box[:2], box[2:]]).tolist()
+    return x0, y0, x1, y1
 
 
 def _moved(matrix: np.ndarray, points: Sequence[tuple[Number, Number]]) -> np.ndarray:
