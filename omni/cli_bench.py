@@ -111,8 +111,8 @@ def towers(
 
 @bench.command()
 def model(
-    prompt: Annotated[int, typer.Option(help="tokens to read")] = 2048,
-    new: Annotated[int, typer.Option(help="tokens to write after them")] = 32,
+    prompt: Annotated[int, typer.Option(help="tokens to read", min=1)] = 2048,
+    new: Annotated[int, typer.Option(help="tokens to write after them", min=1)] = 32,
     repeats: Repeats = 5,
     threads: Threads = 0,
     peers: Annotated[
@@ -190,7 +190,7 @@ def real(
 
 @bench.command()
 def first(
-    size: Annotated[str, typer.Option(help="small, mid, or real (int4: see --format)")] = "mid",
+    size: Annotated[str, typer.Option(help="small, mid, or real (61 GiB in bf16: take --format int4)")] = "mid",
     form: Annotated[str, typer.Option("--format", help="of all weights: bf16, int8 or int4")] = "bf16",
     frames: Annotated[int, typer.Option(help="of the clip", min=2)] = 64,
     patches: Annotated[int, typer.Option(help="of a frame", min=4)] = 1024,

@@ -148,7 +148,7 @@ def suite(
     limit: Annotated[int | None, typer.Option(help="only so many items a task")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """The package's own tasks, made here on held-out seeds, fonts and voices: the model card's table."""
+    """The package's own tasks, made here on held-out seeds, fonts and voices: the model card's rows."""
     with _told():
         from omni.eval.suite import suite as parts
         from omni.load import load

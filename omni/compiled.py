@@ -29,6 +29,8 @@ COMPILERS = ("c++", "g++", "clang++")
 OPTIONS: dict[str, Any] = {
     "realize_reads_threshold": 0
 }  # what a product multiplies is computed once, not for every row
+SETTINGS: dict[str, Any] = {"capture_scalar_outputs": True, "recompile_limit": 1024,
+                            "accumulated_recompile_limit": 4096}  # a kernel for each shape  # fmt: skip
 Matrix = tuple[Tensor, Tensor | None, Tensor | None, int]  # (stack of) rows or codes, their scales, bias, rows
 Step = Callable[[Tensor, LayerState], Tensor]
 
@@ -80,7 +82,7 @@ class _Kernel:
     def __call__(self, *tensors: Tensor) -> Any:
         if self.warm and torch.is_inference_mode_enabled():
             return self.kernel(*tensors, *self.weights)
-        with torch.inference_mode(), torch._dynamo.config.patch(capture_scalar_outputs=True):
+        with torch.inference_mode(), torch._dynamo.config.patch(SETTINGS):
             self.warm = True
             return self.kernel(*tensors, *self.weights)
 
@@ -257,8 +259,8 @@ def _scan(mamba: Mamba, norm: Tensor, eps: float) -> Step | None:
 
     def step(x: Tensor, state: LayerState) -> Tensor:
         before = state if isinstance(state, MambaState) else mamba.new_state(1, x.device, x.dtype)
-        made, history, ssm = kernel(x, before.history, before.ssm)
-        before.replace(MambaState(history, ssm))
+        made, history, ssm = kernel(x, before.history[0], before.ssm[0])  # a batch of one has any stride
+        before.replace(MambaState(history[None], ssm[None]))
         return made
 
     return step
@@ -271,8 +273,8 @@ def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[
 
     def kernel(
         token: Float[Tensor, "1 width"],
-        history: Float[Tensor, "1 past channels"],
-        state: Float[Tensor, "1 heads dim state"],
+        history: Float[Tensor, "past channels"],
+        state: Float[Tensor, "heads dim state"],
         outer_norm: Float[Tensor, " width"],
         into: Matrix,
         weight: Float[Tensor, "taps channels"],
@@ -285,17 +287,17 @@ def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[
     ) -> tuple[Tensor, Tensor, Tensor]:
         projected = _times(into, _normed(token, outer_norm, eps))
         z, xbc, dt = projected.split([config.inner, config.channels, heads])
-        window = torch.cat((history[0], xbc[None]))
+        window = torch.cat((history, xbc[None]))
         mixed = F.silu((window * weight).sum(0) if bias is None else (window * weight).sum(0) + bias)
         x, b, c = mixed.split([config.inner, groups * size, groups * size])
         dt = F.softplus(dt + dt_bias)
         b = b.view(groups, size).repeat_interleave(heads // groups, 0)
         c = c.view(groups, size).repeat_interleave(heads // groups, 0)
         added = (x.view(heads, dim) * dt[:, None])[..., None] * b[:, None]
-        after = state[0] * (dt * a).exp()[:, None, None] + added
+        after = state * (dt * a).exp()[:, None, None] + added
         y = (after * c[:, None]).sum(-1).flatten() + x * skip
         gated = (y * F.silu(z)).view(groups, -1)
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + inner_eps)
-        return _added(token, _times(out, scaled.flatten() * norm)), window[1:][None], after[None]
+        return _added(token, _times(out, scaled.flatten() * norm)), window[1:], after
 
     return _compiled(kernel)

@@ -195,12 +195,12 @@ def selective_steps(
     steps, groups = lengths[0], b.shape[1]
     decay = (dt * a).exp_().view(sequences, steps, heads, 1, 1).unbind(1)
     added = (x * dt[..., None]).view(sequences, steps, groups, -1, 1).unbind(1)
-    b = b.float().view(sequences, steps, groups, 1, size).unbind(1)
+    rows = b.float().view(sequences, steps, groups, 1, size).unbind(1)
     after = torch.empty(steps, *state.shape)
     before = state
     for step, now in enumerate(after.unbind(0)):
         torch.mul(before, decay[step], out=now)
-        now.view(sequences, groups, -1, size).addcmul_(added[step], b[step])
+        now.view(sequences, groups, -1, size).addcmul_(added[step], rows[step])
         before = now
     c = c.float().view(sequences, steps, groups, size, 1).transpose(0, 1)
     y = after.view(steps, sequences, groups, -1, size) @ c

@@ -224,8 +224,8 @@ class PackedLinear(nn.Module):
 class Stack:
     """One matrix of each expert, packed; origin: of what they were packed from.
 
-    whole, scales: the matrices or their codes in one tensor, an expert behind the other, and the codes' scales, where
-    kernels take them so: in no format but plain.
+    whole, scales: the matrices or their codes in one tensor, an expert behind the other, and the codes' scales; None
+    where the weights lie in oneDNN's layout.
     """
 
     def __init__(

@@ -87,3 +87,25 @@ def test_a_mamba_layer_goes_on_token_by_token(form: Format | None) -> None:
 def test_kernels_are_the_cpus() -> None:
     with pytest.raises(ValueError, match="the CPU's"):
         compile_steps(nn.Linear(2, 2, device="meta"))
+
+
+def test_short_reads_before_a_token_compile_nothing_anew() -> None:
+    block = block_of(SCAN, None)
+    assert compile_steps(block) == 1
+    counts = []
+    with torch.no_grad():
+        for steps in (16, 2, 3, 5, 8, 1):
+            state = block.new_state(1, torch.device("cpu"), torch.float32)
+            block(torch.randn(steps, 64), (steps,), state)
+            block(torch.randn(1, 64), (1,), state)
+            counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts == counts[:1] * len(counts)
+
+
+def test_layers_of_many_shapes_each_get_a_kernel() -> None:
+    for hidden in range(64, 64 + 16 * 10, 16):
+        block = block_of(MLPConfig(hidden=hidden), None)
+        assert compile_steps(block) == 1
+        with torch.no_grad():
+            block(torch.randn(1, 64), (1,))
+            assert block(torch.randn(1, 64), (1,)).isfinite().all()

@@ -11,7 +11,7 @@ import conversations
 import pytest
 import torch
 
-from omni.eval.harness import settings, together
+from omni.eval.harness import flag, settings, together
 from processors.batch import Batch
 
 TEXTS = ("The cat sat on the mat.", "Two and two make four", "a", "It rained, and rained, and rained.")
@@ -21,8 +21,16 @@ def test_settings_of_a_harness_are_greedy_unless_it_samples() -> None:
     warm = {"temperature": 0.7, "top_p": 0.9, "until": ["\n", "Q:"]}
     assert settings(warm, 9) == {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 9, "stop": ("\n", "Q:")}
     assert settings({**warm, "do_sample": False}, 9) == {"max_new_tokens": 9, "stop": ("\n", "Q:")}
+    assert settings({"do_sample": True}, 9)["temperature"] == 1.0
     assert settings({"max_gen_toks": 3, "until": "x"}, 9) == {"max_new_tokens": 3, "stop": ("x",)}
     assert settings({"until": None}, 9)["stop"] == ()
+
+
+def test_a_switch_is_a_word_that_says_so() -> None:
+    assert flag("think", "True")
+    assert not flag("think", "no")
+    with pytest.raises(ValueError, match="think 'on' came; want true or false"):
+        flag("think", "on")
 
 
 def test_requests_with_the_same_settings_go_together() -> None:

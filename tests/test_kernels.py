@@ -82,27 +82,33 @@ def test_one_token_of_each_sequence_equals_the_scan_of_one() -> None:
 
 @pytest.mark.parametrize("lengths", [(4,), (3, 3, 3), (2, 1, 4)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_a_few_tokens_of_each_sequence_equal_their_references(lengths: tuple[int, ...], biased: bool) -> None:
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_few_tokens_of_each_sequence_equal_their_references(
+    dtype: torch.dtype, lengths: tuple[int, ...], biased: bool
+) -> None:
     tokens, count = sum(lengths), len(lengths)
-    x, dt, a = randn(tokens, 8, 16), torch.rand(tokens, 8), -torch.rand(8)
-    b, c, state = randn(tokens, 2, 32), randn(tokens, 2, 32), randn(count, 8, 16, 32)
+    x, dt, a = randn(tokens, 8, 16, dtype=dtype), torch.rand(tokens, 8), -torch.rand(8)
+    b, c = randn(tokens, 2, 32, dtype=dtype), randn(tokens, 2, 32, dtype=dtype)
+    state = randn(count, 8, 16, 32)
     before = state.clone()
     made = kernels.selective_steps(x, dt, a, b, c, state, lengths)
-    for one, other in zip(made, ops.selective_steps(x, dt, a, b, c, state, lengths), strict=True):
+    wanted = ops.selective_steps(x.float(), dt, a, b.float(), c.float(), state, lengths)
+    for one, other in zip(made, wanted, strict=True):
         close(one, other, torch.float32)
     assert torch.equal(state, before)
-    rows, weight, history = randn(tokens, 96), randn(96, 4), randn(count, 3, 96)
-    bias = randn(96) if biased else None
+    rows, weight, history = randn(tokens, 96, dtype=dtype), randn(96, 4, dtype=dtype), randn(count, 3, 96)
+    bias = randn(96, dtype=dtype) if biased else None
     made = kernels.short_conv(rows, weight, bias, lengths, history)
     for one, other in zip(made, ops.short_conv(rows, weight, bias, lengths, history), strict=True):
-        close(one, other, torch.float32)
+        close(one, other, dtype)
 
 
 @pytest.mark.parametrize("window", [None, 7, 100])
 @pytest.mark.parametrize("queries", [1, 3, 20])
-def test_attention_equals_its_reference(window: int | None, queries: int) -> None:
-    q, k, v = randn(queries, 8, 16), randn(2, 40, 16), randn(2, 40, 16)
-    close(kernels.causal_attention(q, k, v, window), ops.causal_attention(q, k, v, window), torch.float32)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_attention_equals_its_reference(dtype: torch.dtype, window: int | None, queries: int) -> None:
+    q, k, v = randn(queries, 8, 16, dtype=dtype), randn(2, 40, 16, dtype=dtype), randn(2, 40, 16, dtype=dtype)
+    close(kernels.causal_attention(q, k, v, window), ops.causal_attention(q, k, v, window), dtype)
 
 
 @pytest.mark.parametrize("tokens", [1, 50])

@@ -76,14 +76,19 @@ def test_a_width_that_no_group_divides_becomes_int8_and_codes_come_back() -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("tokens", [1, 30])
+@pytest.mark.parametrize("tokens", [1, 5, 30])
+@pytest.mark.parametrize("small", [0, 2**22])
 @torch.inference_mode()
-def test_experts_mix_as_their_dense_weights_do(form: Format | None, tokens: int) -> None:
+def test_experts_mix_as_their_dense_weights_do(
+    form: Format | None, tokens: int, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("omni.packed.SMALL", small)
     moe = MoE(MoEConfig(experts=8, top_k=3, hidden=64, shared=64), 64).requires_grad_(False)
     x = torch.randn(tokens, 64)
     weights, chosen, _ = moe.gate(x)
     packing = PackedExperts.of(moe.experts, form)
+    assert (packing.abreast is not None) == (form is None and small > 0)
     rounded = Experts(moe.config, 64).requires_grad_(False)
     rounded.up_proj.copy_(torch.stack([weight.dense(torch.float32) for weight in packing.up]))
     rounded.down_proj.copy_(torch.stack([weight.dense(torch.float32) for weight in packing.down]))

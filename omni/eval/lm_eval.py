@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # pyr
 
 from omni.answer import Result
 from omni.eval.extract import spoken
-from omni.eval.harness import settings, together
+from omni.eval.harness import flag, settings, together
 from omni.generate import Stream
 from omni.load import load
 from processors.batch import Batch
@@ -53,7 +53,7 @@ class OmniText(TemplateLM):
         self.model, self.processor = load(pretrained, device=device or "auto", quantize=quantize)  # pyright: ignore[reportArgumentType]  (it checks)
         self.tokenizer: Any = self.processor.tokenizer
         self.pretrained, self.batch_size, self.max_length = pretrained, int(batch_size), int(max_length)
-        self.think = str(think).lower() in ("true", "1", "yes")
+        self.think = flag("think", think)
         self.budget = None if thinking_budget is None else int(thinking_budget)
 
     @property
@@ -135,18 +135,18 @@ class OmniText(TemplateLM):
         """Answers in the order of the requests; those with the same settings are written side by side."""
         answers: dict[int, str] = {}
         for batch in together([request.args[1] for request in requests], self.batch_size):
-            made = self._answer([requests[i].args[0] for i in batch], requests[batch[0]].args[1])
+            made = self._answer([requests[i].args[0] for i in batch], requests[batch[0]].args[1], seed=len(answers))
             for i, result in zip(batch, made, strict=True):
                 answers[i] = spoken(result.text) or ""
                 self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
         return [answers[i] for i in range(len(requests))]
 
-    def _answer(self, prompts: Sequence[str], how: Mapping[str, Any]) -> list[Result]:
+    def _answer(self, prompts: Sequence[str], how: Mapping[str, Any], seed: int) -> list[Result]:
         read = [torch.tensor(self.tok_encode(prompt) or [self.prefix_token_id]) for prompt in prompts]
         pieces = self.model.generate(
             Batch(tokens=torch.cat(read), lengths=torch.tensor([len(each) for each in read])),
             thinking_budget=self.budget if self.think else 0,
-            seed=0,
+            seed=seed,
             stream=True,
             **settings(how, longest=256),
         )

@@ -14,7 +14,7 @@ from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImpo
 
 from omni.answer import Result
 from omni.eval.extract import spoken
-from omni.eval.harness import settings, together
+from omni.eval.harness import flag, settings, together
 from omni.generate import Stream
 from omni.load import load
 from processors.batch import Batch
@@ -56,7 +56,7 @@ class OmniChat(lmms):
         self.fps = None if fps is None else float(fps)
         self.evs = None if evs is None else float(evs)
         self.context = None if context is None else int(context)
-        self.think = str(think).lower() in ("true", "1", "yes")
+        self.think = flag("think", think)
         self.budget = None if thinking_budget is None else int(thinking_budget)
         self.system = self._resolve_system_prompt(system_prompt) if system_prompt else ""
 
@@ -64,7 +64,7 @@ class OmniChat(lmms):
         """Answers in the order of the requests; those with the same settings are written side by side."""
         answers: dict[int, Result] = {}
         for batch in together([request.args[2] for request in requests], self.batch_size):
-            made = self._answer([requests[i] for i in batch])
+            made = self._answer([requests[i] for i in batch], seed=len(answers))
             answers.update(zip(batch, made, strict=True))
         found = list[Any]()
         for i, request in enumerate(requests):
@@ -78,11 +78,11 @@ class OmniChat(lmms):
             found.append(GenerationResult(text=text, token_counts=counts))
         return found
 
-    def _answer(self, requests: Sequence[Any]) -> list[Result]:
+    def _answer(self, requests: Sequence[Any], seed: int) -> list[Result]:
         pieces = self.model.generate(
             Batch.pack([self._prompt(request) for request in requests]),
             thinking_budget=self.budget if self.think else 0,
-            seed=0,
+            seed=seed,
             stream=True,
             **settings(requests[0].args[2], longest=1024),
         )

@@ -51,7 +51,8 @@ def _where(source: Source) -> dict[str, Any]:
     if not Path(source.path).is_dir():
         if source.path.startswith((".", "/", "~")) or source.path.count("/") != 1:
             raise ValueError(
-                f"eval: there is no folder {source.path}; source.path names one, or a repository of the hub"
+                f"eval: there is no folder {source.path}; source.path names one, or a repository of the hub as "
+                "owner/name"
             )
         return {"path": source.path, "name": source.name, "split": source.split, "revision": source.revision}
     folder = Path(source.path) / (source.name or "")
@@ -67,19 +68,22 @@ def _where(source: Source) -> dict[str, Any]:
 def items(make: Make, columns: Sequence[str]) -> Callable[[Spec], Lazy]:
     """A task's items from rows with these columns. A row that is otherwise than the task's raises ValueError."""
 
-    def read(spec: Spec) -> Lazy:
-        def made(index: int, row: Mapping[str, Any]) -> Item:
-            try:
-                return make(spec, index, row)
-            except (LookupError, TypeError, AttributeError) as error:
-                why = f"{type(error).__name__}: {error}"
-                raise ValueError(
-                    f"eval: {spec.source.path}: row {index} is not as {spec.task} has them ({why}); check the data"
-                ) from error
+    return lambda spec: Lazy(rows(spec.source, columns), checked(make, spec))
 
-        return Lazy(rows(spec.source, columns), made)
 
-    return read
+def checked(make: Make, spec: Spec) -> Callable[[int, Mapping[str, Any]], Item]:
+    """An item from a row's number and the row; ValueError where that is otherwise than the task's."""
+
+    def made(index: int, row: Mapping[str, Any]) -> Item:
+        try:
+            return make(spec, index, row)
+        except (LookupError, TypeError, AttributeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"eval: {spec.source.path}: row {index} is not as {spec.task} has them ({why}); check the data"
+            ) from error
+
+    return made
 
 
 def file_of(value: Any, spec: Spec) -> Any:

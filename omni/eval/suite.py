@@ -1,4 +1,4 @@
-"""Suite: all of the package's own tasks on one model; the model card's table is this."""
+"""Suite: all of the package's own tasks on one model: the card's rows but for random dropping, clicks, needles."""
 
 from __future__ import annotations
 

@@ -26,14 +26,13 @@ from omni.train.packing import Known, Packed, Packer
 from omni.train.readers import field_loss
 from omni.train.shape import tiny_config
 from omni.train.stand_in import FILM_FIELDS
-from processors.batch import Kind
+from processors.batch import KINDS
 
 IMITATED = {
     "lines": 2.0, "document": 4.0, "transcription": 1.0, "chart": 0.6, "screen": 0.8, "video": 1.0, "time": 0.3,
     "speech": 2.0, "sounds": 0.5, "sound and video": 0.5,
 }  # fmt: skip
 ALONE = 200  # steps in which projectors learn alone: what they give is far off at first, and would shake the towers
-KINDS: tuple[Kind, ...] = ("image", "tubelet", "audio")
 
 
 class Joined(nn.Module):

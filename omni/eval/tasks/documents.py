@@ -7,7 +7,7 @@ from typing import Any
 
 from omni.eval.extract import LETTERS
 from omni.eval.item import Item, Lazy
-from omni.eval.rows import beside, image, items, lettered, rows
+from omni.eval.rows import beside, checked, image, items, lettered, rows
 from omni.eval.scorers_ocr import RULES
 from omni.eval.scorers_ocr_long import check, form
 from omni.eval.spec import Spec
@@ -67,10 +67,10 @@ def _ocrbench_v2(spec: Spec) -> Lazy:
     if unknown := sorted(kinds - RULES.keys()):
         raise ValueError(f"ocrbench v2: no rule for type {', '.join(unknown)}; check the data")
     check(kinds)
-    return Lazy(table, lambda index, row: _typed(spec, row))
+    return Lazy(table, checked(_typed, spec))
 
 
-def _typed(spec: Spec, row: Row) -> Item:
+def _typed(spec: Spec, index: int, row: Row) -> Item:
     """Boxes of words stand in bbox_list, or in bbox as the authors' file has them."""
     truth = {"type": row["type"], "answers": list(row["answers"])}
     truth |= {name: row[name] for name in ("eval", "bbox", "content") if row.get(name) not in (None, "None", "")}
@@ -78,6 +78,8 @@ def _typed(spec: Spec, row: Row) -> Item:
         truth["boxes"] = row.get("bbox_list") or truth.pop("bbox", None)
         if not truth["boxes"] or not truth.get("content"):
             raise ValueError(f"ocrbench v2: row {row['id']} has no bbox_list or content; check the data")
+    if row["type"] == "VQA with position en" and "bbox" not in truth:
+        raise ValueError(f"ocrbench v2: row {row['id']} has no bbox; check the data")
     if asked := form(row["type"], str(row["question"])):
         truth["form"] = asked
     return _pictured(spec, row, row["id"], truth, type=row["type"])

@@ -1,6 +1,6 @@
 """Needles in haystacks of any length, after RULER (arXiv 2404.06654): values of keys, hidden among other sentences.
 
-Source of the wording: RULER's NIAH tasks. Its essays are not at hand here; `sentences` are made by this package.
+Source of the wording: RULER's NIAH tasks. Its essays are not shipped; `sentences` are made by this package.
 """
 
 from __future__ import annotations
