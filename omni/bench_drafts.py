@@ -24,7 +24,7 @@ class Drafted:
     """Drafting `depth` tokens a round over all prompts.
 
     equal: answers that are token by token those without drafts. tokens_a_round: written in a pass of the backbone, the
-    mean. gain: time without drafts over time with them, the median of the prompts; low, high: its quartiles.
+    mean. gain: time without drafts over time with them, of all prompts; low, high: quartiles of the prompts' own.
     """
 
     depth: Depth
@@ -86,15 +86,16 @@ def _answer(model: OmniModel, prompt: Batch, depth: Depth | None, max_new_tokens
 def _compare(depth: Depth, plain: list[Result], drafted: list[Result]) -> Drafted:
     long = [i for i, result in enumerate(plain) if result.rounds > 1] or [0]  # one token needs no decoding
     gains = [plain[i].seconds["decode"] / max(drafted[i].seconds["decode"], 1e-9) for i in long]
-    low, middle, high = statistics.quantiles(gains, n=4) if len(gains) > 1 else gains * 3
+    low, _, high = statistics.quantiles(gains, n=4) if len(gains) > 1 else gains * 3
+    before, after = (sum(result.seconds["decode"] for result in results) for results in (plain, drafted))
     written = sum(len(result.tokens) - 1 for result in drafted)
     return Drafted(
         depth=depth,
         prompts=len(plain),
         equal=sum(a.tokens == b.tokens for a, b in zip(plain, drafted, strict=True)),
         tokens_a_round=written / max(1, sum(result.rounds - 1 for result in drafted)),
-        tokens_a_second=written / max(1e-9, sum(result.seconds["decode"] for result in drafted)),
-        gain=middle,
+        tokens_a_second=written / max(1e-9, after),
+        gain=before / max(1e-9, after),
         low=low,
         high=high,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -15,10 +15,23 @@ from rich.table import Table
 from omni.bench_plot import Panel, bars, plot
 from omni.shell import check_output, console, fail, size
 
+if TYPE_CHECKING:
+    import torch
+
 bench = typer.Typer(help="Time a part side by side with its reference, results checked first.", no_args_is_help=True)
 Plot = Annotated[Path | None, typer.Option("--plot", help="also draw a figure, a .png or .svg")]
 Repeats = Annotated[int, typer.Option(help="timed runs", min=1)]
 Threads = Annotated[int, typer.Option(help="threads; 0: as torch has them", min=0)]
+
+
+def _dtype(name: str) -> torch.dtype:
+    """What --dtype names; another word ends the command."""
+    import torch
+
+    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    if name not in kinds:
+        fail(f"--dtype: {name!r} came; want bfloat16 or float32")
+    return kinds[name]
 
 
 def _begin(threads: int, file: Path | None) -> None:
@@ -84,19 +97,14 @@ def towers(
 ) -> None:
     """The released towers with random weights, against transformers on the same ones."""
     _begin(threads, file)
-    import torch
-
     from omni import bench_towers
     from omni.bench_random import OMNI, shrunk
     from omni.bench_result import numbers, rows
 
-    kinds = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    if dtype not in kinds:
-        fail(f"--dtype: {dtype!r} came; want bfloat16 or float32")
     try:
         results = bench_towers.measure(
             shrunk(OMNI, layers, width_scale),
-            kinds[dtype],
+            _dtype(dtype),
             numbers("--patches", patches),
             numbers("--seconds", seconds),
             repeats,
@@ -266,6 +274,7 @@ def drafts(
     prompts: Annotated[int, typer.Option(help="questions to ask")] = 200,
     max_new_tokens: Annotated[int, typer.Option(help="of each answer")] = 64,
     think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = False,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float32, in which all rounding agrees")] = "bfloat16",
     file: Plot = None,
 ) -> None:
     """Answers with the multi-token head and without: equal, and how much sooner."""
@@ -275,7 +284,7 @@ def drafts(
     from omni.load import load
 
     try:
-        answering, processor = load(model)
+        answering, processor = load(model, _dtype(dtype))
         asked = [
             processor([{"role": "user", "content": question}], enable_thinking=think) for question in questions(prompts)
         ]

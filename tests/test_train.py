@@ -16,12 +16,13 @@ from torch import Tensor, nn
 import omni
 from omni.model import OmniModel
 from omni.train import mixture, ranks
-from omni.train.data.example import Picture
+from omni.train.binding import ASKED, Charts, seen
+from omni.train.data.example import Example, Picture
 from omni.train.data.page import CLEAR
 from omni.train.data.sounds import Mute
 from omni.train.drafting import losses_ahead
 from omni.train.exam import edits, exact, near, score, word_edits
-from omni.train.joining import Joined
+from omni.train.joining import Joined, bound_of, charts_among, watched
 from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
 from omni.train.milestone import keep, restore
@@ -146,7 +147,7 @@ def test_the_recipe_runs_from_drawn_pages_to_a_checkpoint_that_loads(tmp_path: P
     assert model(batch).logits.isfinite().all()
     lines = [json.loads(line) for line in (recipe.folder / "log.jsonl").read_text().splitlines()]
     assert {line["stage"] for line in lines} == {
-        "language", "vision tower", "audio tower", "projection", "together", "drafting"
+        "language", "vision tower", "audio tower", "projection", "binding", "together", "drafting"
     }  # fmt: skip
     assert any("exact document" in line for line in lines)
     again = Recipe(folder=recipe.folder, sizes=SMOKE, quiet=True, out=tmp_path / "again")
@@ -184,6 +185,29 @@ def test_what_belongs_together_in_a_chart_is_told_by_its_patches() -> None:
             assert len(set(halves[mine].tolist())) == len(set(colour[mine].tolist())) == 1
             assert picture.fields.reshape(-1, picture.fields.shape[-1])[mine, 0].any()  # a name's characters
         assert not colour[rank == 0].any()
+
+
+@torch.no_grad()
+def test_the_tower_alone_sees_what_it_sees_in_the_model() -> None:
+    torch.manual_seed(0)
+    joined = Joined().eval()
+    made = mixture.makers(Mute(), turns=1)
+    media = [medium for name in ("chart", "video", "small document") for medium in made[name](Random(2)).media]
+    packed = Packer(drawn=True)([Example(skill="", turns=ASKED, media=tuple(media))])
+    with watched(joined.model.vision_norm) as found:
+        joined.model.encode(packed.batch.media)
+    torch.testing.assert_close(seen(joined, packed.batch.media), found[0])
+    assert len(bound_of(packed.known)) == int(charts_among(packed.known).sum()) > 0
+
+
+def test_charts_are_looked_at_several_times() -> None:
+    pool, rng = Charts(), Random(0)
+    before = pool.some(rng, 600)
+    count = len(pool.kept)
+    after = pool.some(rng, 600)
+    assert all(picture.bound is not None for picture in (*before, *after))
+    assert len(pool.kept) > count  # it fills up first
+    assert sum(fields.fields.shape[0] * fields.fields.shape[1] for fields in after) >= 600
 
 
 def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) -> None:

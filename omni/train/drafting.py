@@ -62,7 +62,7 @@ def drafting(
     packer, made = Packer(drawn=True), mixture.makers(voice, how=CLEAR, shown=2)
 
     def objective(step: int) -> dict[str, Tensor]:
-        packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.JOINT, tokens))
+        packed = packer(mixture.draw(Random(ranks.seed(f"{seed} drafting {step}")), made, mixture.DRAFTED, tokens))
         with torch.no_grad(), products():
             features = model.encode(packed.batch.media)
             _, _, places, hidden = answers(model, packed, features)

@@ -60,8 +60,7 @@ class Joined(nn.Module):
         for x in seen:
             of_charts = charts_among(packed.known)
             if bool(of_charts.any()):
-                told = fields_of(tuple(each for each in packed.known.bound if each is not None))
-                losses.append(field_loss(self.bound_head(x[:pictures][of_charts]), told, BOUND))
+                losses.append(field_loss(self.bound_head(x[:pictures][of_charts]), bound_of(packed.known), BOUND))
             if pictures:
                 losses.append(field_loss(self.head(x[:pictures]), fields_of(packed.known.pictures), FIELDS))
             if len(x) > pictures:
@@ -92,6 +91,11 @@ def charts_among(known: Known) -> Tensor:
         for fields, bound in zip(known.pictures, known.bound, strict=True)
     ]
     return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
+
+
+def bound_of(known: Known) -> Tensor:
+    """(patches, fields) of all charts."""
+    return fields_of(tuple(each for each in known.bound if each is not None))
 
 
 def fields_of(items: tuple) -> Tensor:
@@ -197,7 +201,7 @@ def together(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 3400,
+    steps: int = 2850,
     tokens: int = 4096,
     seed: int = 1,
     held_out: Voice | None = None,
@@ -212,7 +216,7 @@ def together(
     balancer = Balancer(model.backbone)
     run = Run(
         joined,
-        Schedule(steps=steps, rate=8e-4, matrix_rate=1.2e-3, warmup=50, decay=0.8, weight_decay=0.05),
+        Schedule(steps=steps, rate=8e-4, matrix_rate=1.2e-3, warmup=50, decay=0.48, weight_decay=0.05),
         folder,
         "together",
     )

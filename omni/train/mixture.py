@@ -74,8 +74,13 @@ ALL = {
 }  # fmt: skip
 
 JOINT = ALL | {  # where all parts learn; few questions about each chart and clip, so more of them
-    "lines": 0.7, "small document": 1.0, "document": 3.5, "pages": 1.5, "transcription": 2.0, "chart": 8.0,
-    "screen": 1.0, "video": 3.0, "time": 1.0, "sounds": 0.7, "sound and video": 3.5, "look-up": 0.3, "sums": 2.5,
+    "lines": 0.7, "small document": 1.0, "document": 3.5, "pages": 1.5, "transcription": 2.5, "chart": 10.0,
+    "screen": 1.0, "video": 3.0, "time": 1.0, "sounds": 0.7, "sound and video": 2.5, "look-up": 0.3, "sums": 2.5,
+}  # fmt: skip
+
+DRAFTED = JOINT | {  # long answers and texts, where drafts help
+    "transcription": 4.0, "chart": 3.0, "sound and video": 1.0, "strings": 1.0, "copying": 2.0, "look-up": 1.5,
+    "sums": 4.0,
 }  # fmt: skip
 
 

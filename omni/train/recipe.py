@@ -17,6 +17,7 @@ import torch
 from omni.load import load
 from omni.model import OmniModel
 from omni.train.audio_tower import audio
+from omni.train.binding import binding
 from omni.train.data.choir import Choir
 from omni.train.data.corpus import SHARD
 from omni.train.data.voices import voices
@@ -42,10 +43,12 @@ class Sizes:
     vision: int = 15000
     audio: int = 4000
     projection: int = 900
-    together: int = 3400
+    binding: int = 650
+    together: int = 2850
     drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
+    bound_patches: int = 6000
     audio_tokens: int = 700
     joint_tokens: int = 2048
     whole_tokens: int = 4096
@@ -56,9 +59,9 @@ class Sizes:
 
 SHIPPED = Sizes()
 SMOKE = Sizes(
-    language=2, vision=2, audio=2, projection=2, together=2, drafting=2,
-    phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, audio_tokens=100, joint_tokens=300,
-    whole_tokens=300,
+    language=2, vision=2, audio=2, projection=2, binding=2, together=2, drafting=2,
+    phases=(Phase(until=9, tokens=400, weights=ALL),), patches=200, bound_patches=200, audio_tokens=100,
+    joint_tokens=300, whole_tokens=300,
     voices=("espeak en-us", "espeak en-us+m3"), shards=1, utterances=4,
 )  # fmt: skip
 
@@ -92,9 +95,14 @@ class Recipe:
         projection(joined, self.folder, self._choir(), steps=self.sizes.projection, tokens=self.sizes.joint_tokens,
                    quiet=self.quiet)  # fmt: skip
 
+    def binding(self) -> None:
+        """The vision tower on what belongs together in charts."""
+        binding(self._joined("projection"), self.folder, steps=self.sizes.binding, patches=self.sizes.bound_patches,
+                quiet=self.quiet)  # fmt: skip
+
     def together(self) -> None:
         """The whole model."""
-        joined = self._joined("projection")
+        joined = self._joined("binding")
         load_language(joined, _checkpoint(self.folder, "language"))
         together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.whole_tokens,
                  quiet=self.quiet)  # fmt: skip
@@ -149,6 +157,7 @@ STAGES: dict[str, Callable[[Recipe], None]] = {
     "vision": Recipe.vision,
     "audio": Recipe.audio,
     "projection": Recipe.projection,
+    "binding": Recipe.binding,
     "together": Recipe.together,
     "drafting": Recipe.drafting,
     "export": Recipe.export,
