@@ -24,7 +24,7 @@ def quantize(
     from omni.checkpoint import folder_of
     from omni.load import TOKENIZER
     from omni.model import OmniModel
-    from omni.packed import FORMATS
+    from omni.packed import FORMATS, rounded
 
     if form not in FORMATS:
         fail(f"quantize: format {form!r} is unknown; want one of {', '.join(FORMATS)}")
@@ -33,6 +33,7 @@ def quantize(
         with console.status(f"quantizing {escape(model)}"):
             made = OmniModel.from_pretrained(model, device="cpu", quantize=form)
             made.save_pretrained(output)
+            off = rounded(made)
     except ValueError as error:
         fail(str(error))
     folder = folder_of(model, TOKENIZER)
@@ -41,4 +42,4 @@ def quantize(
             if path.name != "config.json" and not path.name.endswith(".index.json"):
                 shutil.copy(path, output / path.name)
     total = sum(path.stat().st_size for path in output.iterdir())
-    show(f"{output}: {size(total)} in {form}, {time.perf_counter() - started:.0f} s")
+    show(f"{output}: {size(total)} in {form}, weights {off:.2%} off, {time.perf_counter() - started:.0f} s")

@@ -68,6 +68,12 @@ def samples(shape: Sequence[int]) -> int:
     return -(-size // _step(size))
 
 
+def places(shape: Sequence[int]) -> Tensor:
+    """Where in a tensor, flattened, the values stand that are kept."""
+    size = math.prod(shape)
+    return torch.arange(0, size, _step(size))
+
+
 def _step(size: int) -> int:
     return max(1, -(-size // SAMPLES))
 

@@ -14,6 +14,7 @@ A packed model reads and writes; it is not trained. `dense` gives each weight ba
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
@@ -23,7 +24,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
 from omni.backbone import Block
-from omni.identity import Origin
+from omni.identity import Origin, places
 from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
@@ -385,6 +386,25 @@ def dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for name, weights in zip(STACKS, (module.up, module.gate, module.down), strict=True):
                 if weights is not None:
                     yield f"{prefix}.{name}", torch.stack([weight.dense() for weight in weights])
+
+
+def rounded(model: nn.Module) -> float:
+    """How far int8 or int4 took a model's weights from what they were: the root mean square of the difference over that
+    of the weights; 0 where nothing was rounded. An estimate from the values that are kept of each (`Origin`).
+    """
+    off = total = 0.0
+    for module in model.modules():
+        for name, origin in module.origin.items() if isinstance(module, PackedLinear | PackedExperts) else ():
+            if not origin.form:
+                continue
+            weights = [module.packed] if isinstance(module, PackedLinear) else module.stacks[name].weights
+            at, size = places(origin.shape), math.prod(origin.shape)
+            number, within = at // (size // len(weights)), at % (size // len(weights))
+            parts = [weight.dense(torch.float32).flatten()[within[number == i]] for i, weight in enumerate(weights)]
+            share = size / len(at)
+            off += share * float((torch.cat(parts) - origin.values).double().square().sum())
+            total += share * float(origin.values.double().square().sum())
+    return (off / total) ** 0.5 if total else 0.0
 
 
 def widen(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ import omni
 from omni.cli import app
 from omni.model import OmniModel
 from omni.moe import Experts, MoE, MoEConfig
-from omni.packed import BLOCK, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed
+from omni.packed import BLOCK, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed, rounded
 from omni.packed_file import LAYOUT, NAME
 
 FORMS: list[Format | None] = [None, "int8", "int4"]
@@ -95,6 +95,23 @@ def test_experts_mix_as_their_dense_weights_do(
     wanted = rounded.mix(x, chosen, weights)
     error = float((packing.mix(x, chosen, weights) - wanted).norm() / wanted.norm())
     assert error < (6e-3 if form else 1e-4)
+
+
+@pytest.mark.parametrize(("form", "low", "high"), [("int8", 0.002, 0.01), ("int4", 0.03, 0.12), (None, 0, 0)])
+def test_what_rounding_took_away_is_told(form: Format | None, low: float, high: float) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"wide": nn.Linear(192, 300), "moe": MoE(MoEConfig(experts=4, top_k=2, hidden=64), 64)})
+    model.requires_grad_(False)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    pack(model, form)
+    wide, experts = model["wide"], model["moe"].experts
+    pairs = [(before["wide.weight"], wide.packed.dense(torch.float32))]
+    for name in ("up_proj", "down_proj"):
+        made = torch.stack([each.dense(torch.float32) for each in experts.stacks[name].weights])
+        pairs.append((before[f"moe.experts.{name}"], made))
+    off = sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs)
+    assert low <= rounded(model) <= high
+    assert rounded(model) == pytest.approx(off**0.5, rel=0.1)
 
 
 def written(model: OmniModel) -> Any:

@@ -66,7 +66,7 @@ def seen(joined: Joined, media: Media) -> Tensor:
 
 
 def binding(
-    joined: Joined, folder: Path, *, steps: int = 650, patches: int = 6000, seed: int = 1, quiet: bool = False
+    joined: Joined, folder: Path, *, steps: int = 1200, patches: int = 6000, seed: int = 1, quiet: bool = False
 ) -> None:
     """Train the tower and its heads; patches: of charts a step, a third as many of other pictures and clips."""
     model = joined.model

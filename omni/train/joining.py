@@ -60,7 +60,7 @@ class Joined(nn.Module):
         for x in seen:
             of_charts = charts_among(packed.known)
             if bool(of_charts.any()):
-                losses.append(field_loss(self.bound_head(x[:pictures][of_charts]), bound_of(packed.known), BOUND))
+                losses.append(2 * field_loss(self.bound_head(x[:pictures][of_charts]), bound_of(packed.known), BOUND))
             if pictures:
                 losses.append(field_loss(self.head(x[:pictures]), fields_of(packed.known.pictures), FIELDS))
             if len(x) > pictures:

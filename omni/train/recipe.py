@@ -43,7 +43,7 @@ class Sizes:
     vision: int = 15000
     audio: int = 4000
     projection: int = 900
-    binding: int = 650
+    binding: int = 1200
     together: int = 2850
     drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
