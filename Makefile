@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core, so one thread in each
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-harness lint clean
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,6 +25,10 @@ test: .venv/.installed  ## everything but the slow tests, with coverage
 
 test-all: .venv/.installed  ## the slow tests too
 	$(TESTS) -m "not gpu"
+
+test-harness: .venv/.installed  ## the plug-in for lm-eval, which is installed for it
+	$(BIN)/pip install --quiet --disable-pip-version-check "lm-eval>=0.4.13"
+	$(TESTS) tests/test_eval_lm_eval.py
 
 lint: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .
