@@ -177,13 +177,14 @@ def test_what_belongs_together_in_a_chart_is_told_by_its_patches() -> None:
         assert isinstance(picture, Picture)
         assert picture.bound is not None
         assert picture.bound.shape[:2] == picture.fields.shape[:2]
-        rank, halves, colour = picture.bound.reshape(-1, 3).T
+        rank, halves, colour, last = picture.bound.reshape(-1, 4).T
         ranks = set(rank.tolist()) - {0}
         assert ranks == set(range(1, 1 + len(ranks)))
         for one in ranks:  # name, value and bar say the same
             mine = rank == one
             assert len(set(halves[mine].tolist())) == len(set(colour[mine].tolist())) == 1
             assert picture.fields.reshape(-1, picture.fields.shape[-1])[mine, 0].any()  # a name's characters
+            assert set(last[mine].tolist()) == {1 + len(ranks) - one}
         assert not colour[rank == 0].any()
 
 

@@ -100,7 +100,7 @@ def binding(
         found = field_accuracy(guessed[words], truth[words], BOUND)
         return {
             f"held_out_{name}": round(value, 3)
-            for name, value in zip(("ranks", "halves", "colours"), found, strict=True)
+            for name, value in zip(("ranks", "halves", "colours", "last_ranks"), found, strict=True)
         }
 
     run.train(objective, evaluate=evaluate, evaluate_every=100, quiet=quiet)

@@ -201,7 +201,7 @@ def together(
     folder: Path,
     voice: Voice,
     *,
-    steps: int = 3300,
+    steps: int = 3500,
     tokens: int = 4096,
     seed: int = 1,
     held_out: Voice | None = None,

@@ -44,7 +44,7 @@ class Sizes:
     audio: int = 4000
     projection: int = 900
     binding: int = 1200
-    together: int = 3300
+    together: int = 3500
     drafting: int = 800
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000

@@ -151,7 +151,8 @@ def chart(
         boxes += [bar.get_window_extent() for bar in bars[index : index + 1]]
         halves = 0 if kind == "pie" else 2 * value // step
         for box in boxes:
-            page.bind((box.x0 - 4, height - box.y1, box.x1 + 4, height - box.y0), 1 + order.index(value), halves, paint)
+            rank, around = order.index(value), (box.x0 - 4, height - box.y1, box.x1 + 4, height - box.y0)
+            page.bind(around, 1 + rank, halves, paint, count - rank)
     if kind == "line":
         points = axes.transData.transform(list(enumerate(values)))
         _mark_line(page, np.c_[points[:, 0], height - points[:, 1]], paints[0])

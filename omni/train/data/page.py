@@ -39,8 +39,8 @@ COLOURS = {
     "cyan": (40, 190, 200),
 }
 FIELDS = (len(ALPHABET) + 1,) * CHARS + (len(SHAPES) + 1, len(COLOURS) + 1)  # classes of each field; 0 is nothing
-RANKS, HALVES = 6, 12  # a chart's entries from the largest, and their values in halves of the axis's step
-BOUND = (RANKS + 1, HALVES + 1, len(COLOURS) + 1)  # classes of what a patch belongs to in a chart; 0 is nothing
+RANKS, HALVES = 6, 12  # a chart's entries by size, and their values in halves of the axis's step
+BOUND = (RANKS + 1, HALVES + 1, len(COLOURS) + 1, RANKS + 1)  # classes of what a chart's patch belongs to; 0: nothing
 Ink = tuple[int, int, int]
 Number = float | int
 Box = tuple[Number, Number, Number, Number]  # x0, y0, x1, y1 in px
@@ -106,7 +106,7 @@ class Page:
         self.points: list[tuple[float, float]] = []
         self.chars: list[int] = []
         self.marks: list[tuple[float, float, float, float, int, int]] = []
-        self.bound: list[tuple[float, float, float, float, int, int, int]] = []
+        self.bound: list[tuple[float, float, float, float, int, int, int, int]] = []
         self.written: list[Written] = []
 
     def width_of(self, text: str, path: str, size: int) -> float:
@@ -131,11 +131,11 @@ class Page:
         """Remember a mark drawn over a box (x0, y0, x1, y1)."""
         self.marks.append((*box, SHAPES.index(shape) + 1, list(COLOURS).index(colour) + 1))
 
-    def bind(self, box: Box, rank: int, halves: int, colour: str) -> None:
+    def bind(self, box: Box, rank: int, halves: int, colour: str, last: int) -> None:
         """Remember that a box shows, names or tells a chart's entry: from 1 the largest, so many halves of the axis's
-        step (0: there is none).
+        step (0: there is none). last: its rank from the smallest.
         """
-        self.bound.append((*box, rank, halves, list(COLOURS).index(colour) + 1))
+        self.bound.append((*box, rank, halves, list(COLOURS).index(colour) + 1, last))
 
     def picture(self, rng: Random, drawn: bool = True) -> Picture:
         """The page as a picture; where nobody looks at its pixels, with guesses at what a tower would see."""
