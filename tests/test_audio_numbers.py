@@ -227,7 +227,8 @@ def test_chunks_keep_every_token_of_the_recording_once(rule: AudioRule, samples:
     assert made[-1].end == samples
     assert rule.chunk.longest is not None
     assert all(chunk.end - chunk.start <= rule.chunk.longest * 16000 + BLOCK for chunk in made)
-    assert (len(made) > 1) == rule.is_long(samples)
+    assert len(made) == 1 or rule.is_long(samples)
+    assert len(made) > 1 or samples <= rule.chunk.longest * 16000 + BLOCK  # less than a token more is not cut off
     overlap = round(rule.chunk.overlap * 12.5)
     before_it = 0  # tokens of the recording before a chunk's own: near its beginning there are fewer than the overlap
     for chunk in made:
