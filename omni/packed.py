@@ -394,7 +394,9 @@ def rounded(model: nn.Module) -> float:
     """
     off = total = 0.0
     for module in model.modules():
-        for name, origin in module.origin.items() if isinstance(module, PackedLinear | PackedExperts) else ():
+        if not isinstance(module, PackedLinear | PackedExperts):
+            continue
+        for name, origin in module.origin.items():
             if not origin.form:
                 continue
             weights = [module.packed] if isinstance(module, PackedLinear) else module.stacks[name].weights
