@@ -15,7 +15,7 @@ def train(
     stage: Annotated[
         str,
         typer.Option(
-            help="all, or language, vision, audio, projection, together, drafting, export; exam, keep, restore"
+            help="all, or language, vision, audio, projection, binding, together, drafting, export; exam, keep, restore"
         ),
     ] = "all",
     folder: Annotated[Path, typer.Option(help="checkpoints and log; a stage goes on where it stopped")] = Path(

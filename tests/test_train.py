@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from random import Random
@@ -12,8 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import omni
+from omni.cli import app
 from omni.model import OmniModel
 from omni.train import mixture, ranks
 from omni.train.binding import ASKED, Charts, seen
@@ -25,10 +28,10 @@ from omni.train.exam import edits, exact, near, score, word_edits
 from omni.train.joining import Joined, bound_of, charts_among, watched
 from omni.train.language import Balancer, Knowing, answers, right_answers
 from omni.train.loop import Run, Schedule, freeze
-from omni.train.milestone import keep, restore
+from omni.train.milestone import MILESTONE, STAGE, keep, restore
 from omni.train.muon import orthogonal
 from omni.train.packing import Packer
-from omni.train.recipe import SMOKE, Recipe, export, tiny
+from omni.train.recipe import BESIDE, SMOKE, STAGES, Recipe, export, tiny
 from omni.train.shape import tiny_config
 
 
@@ -201,14 +204,21 @@ def test_the_tower_alone_sees_what_it_sees_in_the_model() -> None:
     assert len(bound_of(packed.known)) == int(charts_among(packed.known).sum()) > 0
 
 
-def test_charts_are_looked_at_several_times() -> None:
-    pool, rng = Charts(), Random(0)
-    before = pool.some(rng, 600)
-    count = len(pool.kept)
-    after = pool.some(rng, 600)
-    assert all(picture.bound is not None for picture in (*before, *after))
-    assert len(pool.kept) > count  # it fills up first
-    assert sum(fields.fields.shape[0] * fields.fields.shape[1] for fields in after) >= 600
+def test_charts_are_looked_at_several_times_and_a_run_that_resumes_sees_the_same() -> None:
+    whole, late = Charts(400, 1), Charts(400, 1)
+    for step in range(3):
+        found = whole.some(step)
+    again = late.some(2)
+    assert [picture.fields.tobytes() for picture in found] == [picture.fields.tobytes() for picture in again]
+    assert sum(picture.fields.shape[0] * picture.fields.shape[1] for picture in found) >= 400
+    drawn = {id(chart) for few in whole.kept for chart in few}
+    assert {id(picture) for picture in found} <= drawn
+
+
+def test_the_help_names_every_stage() -> None:
+    told = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    listed = set(re.findall(r"\w+", told[told.index("--stage") : told.index("--folder")]))
+    assert listed >= set(STAGES | BESIDE)
 
 
 def test_an_unknown_stage_and_a_missing_one_before_it_are_named(tmp_path: Path) -> None:
@@ -235,6 +245,7 @@ def test_a_milestone_goes_on_from_the_shipped_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(other.module.head.weight, joined.head.weight, atol=1e-2, rtol=1e-2)
     shipped = OmniModel.from_pretrained(tmp_path / "shipped", torch.float32)
     assert torch.equal(other.module.model.head.weight, shipped.head.weight)
+    assert (MILESTONE / f"{STAGE}.safetensors").is_file()  # what a new machine goes on from
     with pytest.raises(ValueError, match="run the stage together first"):
         keep(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="is missing; begin with"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -19,7 +20,7 @@ from omni.train import ranks
 from omni.train.data import charts, documents, fonts
 from omni.train.data.example import Example, Picture, Turn
 from omni.train.data.page import BOUND, CLEAR, FIELDS, FINE
-from omni.train.joining import Joined, bound_of, fields_of
+from omni.train.joining import Joined, bound_of, fields_of, watched
 from omni.train.loop import Run, Schedule, freeze, products
 from omni.train.packing import Packed, Packer
 from omni.train.readers import field_accuracy, field_loss
@@ -29,40 +30,47 @@ from processors.batch import Media
 
 HELD, TOLD = 2.0, 3.0  # weights: of other pictures and clips staying where they were, of what belongs together
 ASKED = (Turn(question="", answer=""),)  # nothing: no backbone is there
-POOL = 240  # charts that are kept; drawing one costs as much as looking at it
+WINDOW = 40  # steps whose charts are kept; drawing one costs as much as looking at it
 
 
 class Charts:
-    """Charts, each drawn once and looked at about four times."""
+    """Charts, each drawn once and looked at about four times: a step draws a few, and looks at any of the last steps'.
 
-    def __init__(self) -> None:
-        self.faces, self.kept = fonts.faces(), deque[Picture](maxlen=POOL)
+    What a step sees depends on (seed, step) alone. patches: of a step's charts, about.
+    """
 
-    def some(self, rng: Random, patches: int) -> list[Picture]:
-        """Of about so many patches in all, a quarter of them new."""
-        new = patches // 4 if len(self.kept) == POOL else 2 * patches
-        while new > 0:
-            self.kept.append(charts.chart(rng, self.faces, how=rng.choice((FINE, FINE, CLEAR)))[0])
-            new -= self.kept[-1].fields.shape[0] * self.kept[-1].fields.shape[1]
-        chosen, left = list[Picture](), patches
-        while left > 0:
-            chosen.append(rng.choice(self.kept))
-            left -= chosen[-1].fields.shape[0] * chosen[-1].fields.shape[1]
-        return chosen
+    def __init__(self, patches: int, seed: int) -> None:
+        self.faces, self.patches, self.seed = fonts.faces(), patches, seed
+        self.kept: deque[list[Picture]] = deque(maxlen=WINDOW)
+        self.next: int | None = None
+
+    def some(self, step: int) -> list[Picture]:
+        """A step's charts. A first step, or one out of order, draws all that its window holds."""
+        for each in range(step if self.next == step else step + 1 - WINDOW, step + 1):
+            rng = Random(ranks.seed(f"{self.seed} charts {each}"))
+            self.kept.append(self._until(self.patches // 4, lambda rng=rng: self._drawn(rng)))
+        self.next = step + 1
+        rng, every = Random(ranks.seed(f"{self.seed} looks {step}")), [chart for few in self.kept for chart in few]
+        return self._until(self.patches, lambda: rng.choice(every))
+
+    def _drawn(self, rng: Random) -> Picture:
+        return charts.chart(rng, self.faces, how=rng.choice((FINE, FINE, CLEAR)))[0]
+
+    @staticmethod
+    def _until(patches: int, make: Callable[[], Picture]) -> list[Picture]:
+        """Pictures, until they have so many patches."""
+        made = list[Picture]()
+        while patches > 0:
+            made.append(make())
+            patches -= made[-1].fields.shape[0] * made[-1].fields.shape[1]
+        return made
 
 
 def seen(joined: Joined, media: Media) -> Tensor:
     """The tower's output, (patches, width): of pictures, then of clips."""
-    model = joined.model
-    assert model.vision is not None
-    assert model.vision_norm is not None
-    frames = media.clips[:, 1:].repeat_interleave(media.clips[:, 0], 0)
-    parts = []
-    if len(media.grids):
-        parts.append(model.vision.embed_images(media.patches, media.grids))
-    if len(frames):
-        parts.append(model.vision.embed_tubelets(media.tubelets, frames))
-    return model.vision_norm(model.vision.encode(torch.cat(parts), torch.cat((media.grids, frames))))
+    with watched(joined.model.vision_norm) as found:
+        joined.model.encode(media)
+    return found[0]
 
 
 def binding(
@@ -76,7 +84,7 @@ def binding(
     before = copy.deepcopy(joined).requires_grad_(False)
     run = Run(joined, Schedule(steps=steps, rate=1e-3, matrix_rate=1.5e-3, warmup=50, decay=0.3), folder, "binding")
     run.resume()
-    packer, pool, faces = Packer(drawn=True), Charts(), fonts.faces()
+    packer, pool, faces = Packer(drawn=True), Charts(patches, seed), fonts.faces()
 
     def objective(step: int) -> dict[str, Tensor]:
         rng = Random(ranks.seed(f"{seed} binding {step}"))
@@ -85,7 +93,7 @@ def binding(
             others.append(documents.document(rng, faces, patches=left + 200, how=CLEAR)[1])
             left -= others[-1].fields.shape[0] * others[-1].fields.shape[1]
         held = packer([Example(skill="", turns=ASKED, media=(*others, *some_films(rng, 3)))])
-        bound = packer([Example(skill="", turns=ASKED, media=tuple(pool.some(rng, patches)))])
+        bound = packer([Example(skill="", turns=ASKED, media=tuple(pool.some(step)))])
         return _losses(joined, before, held, bound)
 
     rng = Random("binding held out")

@@ -35,8 +35,8 @@ TINY = Path(__file__).parents[1] / "tiny"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Steps of each stage; the language stage's phases, patches of a vision step, tokens of an audio step, of a step
-    of the projectors or the drafting head, and of a step of the whole (in each process).
+    """Steps of each stage; the language stage's phases, patches of a vision step and of a step's charts, tokens of an
+    audio step, of a step of the projectors or the drafting head, and of a step of the whole (in each process).
     """
 
     language: int = 10500
@@ -102,8 +102,10 @@ class Recipe:
 
     def together(self) -> None:
         """The whole model."""
-        joined = self._joined("binding")
-        load_language(joined, _checkpoint(self.folder, "language"))
+        joined = Joined()
+        if not (self.folder / "together.pt").is_file():  # which needs nothing of the stages before
+            joined = self._joined("binding")
+            load_language(joined, _checkpoint(self.folder, "language"))
         together(joined, self.folder, self._choir(), steps=self.sizes.together, tokens=self.sizes.whole_tokens,
                  quiet=self.quiet)  # fmt: skip
 
