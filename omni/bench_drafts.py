@@ -37,23 +37,22 @@ class Drafted:
     high: float
 
 
-def questions(count: int) -> list[str]:
-    """Texts to repeat, numbers to add, keys to look up: the same ones every time."""
+def questions(count: int) -> list[tuple[str, bool]]:
+    """Texts to repeat, sums, keys to look up, the same every time; and whether to think first, which is about sums."""
     random = Random(0)
     words = "house garden river bridge train letter market winter doctor kitchen piano island castle colour".split()
-    made: list[str] = []
+    made: list[tuple[str, bool]] = []
     for number in range(count):
         chosen = random.sample(words, 4)
-        values = [random.randint(10, 9999) for _ in chosen]
+        values = [random.randint(100, 999) for _ in chosen]
         table = "\n".join(f"{word}: {value}" for word, value in zip(chosen, values, strict=True))
-        made.append(
-            (
-                f"Repeat: {', '.join(chosen)}",
-                f"What is {values[0]} + {values[1]}?",
-                f"{table}\n\nWhat is {chosen[number % 4]}?",
-                f"Copy: {' '.join(map(str, values))}",
-            )[number % 4]
+        kinds = (
+            f"Repeat: {', '.join(chosen)}",
+            f"What is {values[0]} + {values[1]}?",
+            f"{table}\n\nWhat is {chosen[number // 4 % 4]}?",
+            f"Copy: {', '.join(map(str, values))}",
         )
+        made.append((kinds[number % 4], number % 4 == 1))
     return made
 
 

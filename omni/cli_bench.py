@@ -273,7 +273,9 @@ def drafts(
     model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     prompts: Annotated[int, typer.Option(help="questions to ask")] = 200,
     max_new_tokens: Annotated[int, typer.Option(help="of each answer")] = 64,
-    think: Annotated[bool, typer.Option("--think/--no-think", help="think before answering")] = False,
+    think: Annotated[
+        bool | None, typer.Option("--think/--no-think", help="think before answering; default: about sums")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32, in which all rounding agrees")] = "bfloat16",
     file: Plot = None,
 ) -> None:
@@ -286,7 +288,8 @@ def drafts(
     try:
         answering, processor = load(model, _dtype(dtype))
         asked = [
-            processor([{"role": "user", "content": question}], enable_thinking=think) for question in questions(prompts)
+            processor([{"role": "user", "content": question}], enable_thinking=sums if think is None else think)
+            for question, sums in questions(prompts)
         ]
         rows = measure(answering, asked, max_new_tokens=max_new_tokens)
     except ValueError as error:

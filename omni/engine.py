@@ -170,8 +170,11 @@ class Engine:
         """Drafts this round. They decide which random numbers are drawn, so where anyone samples, what the others'
         drafts were worth may not change their number.
         """
-        sampled = any(not request.writer.settings.sampling.greedy for request in self.running)
-        return self._first if sampled else int(self.depth)
+        return self._first if self._sampled else int(self.depth)
+
+    @property
+    def _sampled(self) -> bool:
+        return any(not request.writer.settings.sampling.greedy for request in self.running)
 
     def _draft(self, depth: int) -> list[list[Draft]]:
         """Drafts for each that runs."""
@@ -180,25 +183,24 @@ class Engine:
         fresh = [request.fresh for request in self.running]
         hidden = torch.cat([request.hidden for request in self.running if request.hidden is not None])
         tokens, lengths = [token for each in fresh for token in each], tuple(len(each) for each in fresh)
-        steps = self._drafter.draft(self.model, tokens, hidden, lengths, depth, self._propose)
+        steps = self._drafter.draft(self.model, tokens, hidden, lengths, self.depth, depth, self._propose)
         for request in self.running:
             request.fresh, request.hidden = [], None
-        return [list(column) for column in zip(*steps, strict=True)]
+        return [[step[i] for step in steps] for i in range(len(self.running))]
 
     def _propose(self, logits: Float[Tensor, "sequences vocabulary"]) -> list[Draft]:
-        logits[:, self._banned] = -torch.inf
-        best = logits.argmax(-1).tolist()
-        return [
-            Draft(token) if request.writer.settings.sampling.greedy else request.writer.propose(row)
-            for request, row, token in zip(self.running, logits, best, strict=True)
-        ]
+        logits.index_fill_(1, self._banned, -torch.inf)
+        if self._sampled:
+            return [request.writer.propose(row) for request, row in zip(self.running, logits, strict=True)]
+        chances, best = logits.softmax(-1, torch.float32).max(-1)
+        return [Draft(token, None, chance) for token, chance in zip(best.tolist(), chances.tolist(), strict=True)]
 
     def _choose(
         self, requests: list[Request], hidden: Float[Tensor, "tokens width"], drafts: list[list[Draft]]
     ) -> tuple[list[Piece], list[int]]:
         """Let each write by its rows; what can be shown, and how many tokens each wrote."""
         logits = self.model.score(hidden)
-        logits[:, self._banned] = -torch.inf
+        logits.index_fill_(1, self._banned, -torch.inf)
         best = logits.argmax(-1).tolist()
         rows, pieces, counts = len(hidden) // len(requests), list[Piece](), list[int]()
         for i, request in enumerate(requests):

@@ -193,17 +193,18 @@ def selective_steps(
         return ops.selective_steps(x.float(), dt, a, b.float(), c.float(), state, lengths)
     sequences, heads, dim, size = state.shape
     steps, groups = lengths[0], b.shape[1]
+    together = sequences * groups
     decay = (dt * a).exp_().view(sequences, steps, heads, 1, 1).unbind(1)
     added = (x * dt[..., None]).view(sequences, steps, groups, -1, 1).unbind(1)
     rows = b.float().view(sequences, steps, groups, 1, size).unbind(1)
-    after = torch.empty(steps, *state.shape)
+    columns = c.float().view(sequences, steps, groups, size).unbind(1)
+    after, y = torch.empty(steps, *state.shape), torch.empty(steps, together, heads // groups * dim, 1)
     before = state
     for step, now in enumerate(after.unbind(0)):
         torch.mul(before, decay[step], out=now)
         now.view(sequences, groups, -1, size).addcmul_(added[step], rows[step])
+        torch.bmm(now.view(together, -1, size), columns[step].reshape(together, size, 1), out=y[step])
         before = now
-    c = c.float().view(sequences, steps, groups, size, 1).transpose(0, 1)
-    y = after.view(steps, sequences, groups, -1, size) @ c
     return y.view(steps, sequences, heads, dim).transpose(0, 1).reshape(x.shape), after
 
 
@@ -221,7 +222,7 @@ def causal_attention(
         return ops.causal_attention(q, k, v, window, sinks=sinks)
     if queries > 1:
         rows = q.view(queries, len(k), -1, q.shape[-1]).transpose(0, 1)  # (kv_heads, queries, heads of each, dim)
-        unseen = F.pad(_unseen(queries, rows.shape[2], q.dtype), (keys - queries, 0))
+        unseen = _unseen(queries, keys, rows.shape[2], q.dtype)
         mixed = F.scaled_dot_product_attention(rows.flatten(1, 2)[None], k[None], v[None], attn_mask=unseen)
         return mixed[0].view(rows.shape).transpose(0, 1).reshape(q.shape)
     if window is not None:
@@ -230,11 +231,11 @@ def causal_attention(
     return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
 
 
-@lru_cache(maxsize=64)
-def _unseen(queries: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "rows queries"]:
-    """-inf where the key is later than the query, else 0; a row for each head of each query."""
+@lru_cache(maxsize=2)  # the layers of one read share it
+def _unseen(queries: int, keys: int, heads: int, dtype: torch.dtype) -> Float[Tensor, "rows keys"]:
+    """-inf where the key is later than the query, else 0; a row for each head of each query, the last of the keys."""
     with torch.inference_mode(False):
-        return _later(queries).to(dtype).repeat_interleave(heads, 0)
+        return F.pad(_later(queries).to(dtype).repeat_interleave(heads, 0), (keys - queries, 0))
 
 
 def mix_experts(

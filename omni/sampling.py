@@ -101,10 +101,14 @@ def draw(probabilities: Float[Tensor, " vocabulary"], random: Random) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A token that was guessed, and the distribution it was drawn from (None: it was taken as the likeliest)."""
+    """A token that was guessed, and the distribution it was drawn from (None: it was taken as the likeliest).
+
+    chance: that it is right, as far as whoever guesses wants it to decide whether to go on.
+    """
 
     token: int
     drawn_from: Float[Tensor, " vocabulary"] | None = None
+    chance: float = 1.0
 
 
 def keep_or_redraw(wanted: Float[Tensor, " vocabulary"], draft: Draft, random: Random) -> int:

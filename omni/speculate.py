@@ -74,32 +74,44 @@ class Drafter:
         tokens: list[int],
         hidden: Float[Tensor, "tokens width"],
         lengths: Lengths,
-        depth: int,
+        depth: Depth,
+        most: int,
         choose: Callable[[Float[Tensor, "sequences vocabulary"]], list[Draft]],
     ) -> list[list[Draft]]:
-        """Draft `depth` tokens for each sequence: one list a step.
+        """Draft at most `most` tokens for each sequence, one list a step; fewer where their chances are too low.
 
         tokens, hidden, lengths: each sequence's tokens since the last draft, packed, and the hidden states before
         them. They are remembered, the drafts are not.
         """
         assert model.mtp is not None
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        last = model.mtp(model.look_up(torch.tensor(tokens)), hidden, lengths, self.state)[ends]
-        mark, drafts = self.state.snapshot(), [choose(model.score(last))]
-        while len(drafts) < depth:
-            following = model.look_up(torch.tensor([draft.token for draft in drafts[-1]]))
+        drafts, chances = list[list[Draft]](), [1.0] * len(lengths)
+        read = model.mtp(model.look_up(torch.tensor(tokens)), hidden, lengths, self.state)
+        last = torch.cat([rows[-1:] for rows in read.split(lengths)])
+        mark = self.state.snapshot()
+        while True:
+            chosen = choose(model.score(last))
+            chances = [chance * draft.chance for chance, draft in zip(chances, chosen, strict=True)]
+            right = sum(chances) / len(chances)
+            if not depth.worth_checking(right):
+                if not drafts:
+                    depth.learn(1, 0)  # it has cost time too
+                break
+            drafts.append(chosen)
+            if len(drafts) == most or not depth.worth_going_on(right):
+                break
+            following = model.look_up(torch.tensor([draft.token for draft in chosen]))
             last = model.mtp(following, last, (1,) * len(lengths), self.state)
-            drafts.append(choose(model.score(last)))
         self.state.restore(mark)
         return drafts
 
 
 @dataclass(slots=True)
 class Depth:
-    """How many tokens to draft: a number, or "auto": what brings most tokens for the time, by what was accepted.
+    """How many tokens to draft: a number, or "auto": as long as the tokens that a draft brings are worth its time, by
+    what was accepted so far and by the head's own certainty.
 
-    cost: of drafting a token, and row: of checking it, in units of a pass of the backbone over one token. Only counts
-    of accepted drafts decide, no clock, so a run can be repeated.
+    cost: of drafting a token, and row: of checking it, in units of a pass of the backbone over one token. No clock
+    decides, so a run can be repeated.
     """
 
     wanted: int | Literal["auto"] | None
@@ -137,6 +149,14 @@ class Depth:
             if speed > best_speed:
                 best, best_speed = depth, speed
         return best
+
+    def worth_checking(self, chance: float) -> bool:
+        """Whether tokens that are right with this chance, as the head says, are worth a row each."""
+        return self.wanted != "auto" or chance >= self.row
+
+    def worth_going_on(self, chance: float) -> bool:
+        """Whether to draft one more behind tokens that are right with this chance."""
+        return self.wanted != "auto" or chance >= self.cost + self.row
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Remember how far a draft went: the rate of acceptance at each place, given that those before were. Without

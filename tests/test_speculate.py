@@ -147,6 +147,28 @@ def test_the_depth_follows_what_is_accepted() -> None:
         Depth(8)
 
 
+def test_a_head_that_is_not_certain_drafts_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no chance to be right is not checked, and behind what is certain another one is drafted."""
+    monkeypatch.setattr(Depth, "of", classmethod(lambda cls, wanted, model: cls(wanted, cost=0.02, row=0.3)))
+    monkeypatch.setattr(Depth, "__int__", lambda depth: 5)
+    model, batch = agreeing(), PROMPTS[0]
+    drafted: dict[float, list[int]] = {}
+    for sharpness in (0.0, 1.0, 100.0):
+        engine, drafts = Engine(model, "auto"), list[int]()
+        propose, draft = engine._propose, engine._draft
+        monkeypatch.setattr(engine, "_propose", lambda logits, s=sharpness, p=propose: p(logits * s))
+        monkeypatch.setattr(
+            engine, "_draft", lambda n, d=draft, into=drafts: (found := d(n), into.append(len(found[0])))[0]
+        )
+        engine.submit(batch, Settings(max_new_tokens=30))
+        while engine.busy:
+            engine.step()
+        drafted[sharpness] = drafts
+    assert set(drafted[0.0]) == {0}
+    assert set(drafted[100.0]) == {5}
+    assert 0 < sum(drafted[1.0]) < 5 * len(drafted[1.0])
+
+
 def test_the_deeper_the_model_the_longer_the_drafts() -> None:
     shallow, deep = Depth("auto", cost=0.3), Depth("auto", cost=0.02)
     assert 0 < int(shallow) < int(deep)
