@@ -50,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {name: i for i, name in enumerate(dict.fromkeys([*names, *letters, *words]))}
     if len(vocabulary) > SIZE:
         raise ValueError(f"tokens: {len(vocabulary)} entries for a vocabulary of {SIZE}; take words out")
-    spelled = sorted({*FIRST, *LATER, *BOTH}, key=len, reverse=True)
+    spelled = sorted({*FIRST, *LATER, *BOTH}, key=lambda word: (-len(word), word))
     pieces = rf"(?: |(?<![A-Za-z]))(?:{'|'.join(spelled)})(?![A-Za-z])|(?m:.)|\n|\r"
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     made.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]  (a setter there)
