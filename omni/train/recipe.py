@@ -45,7 +45,7 @@ class Sizes:
     projection: int = 900
     binding: int = 1200
     together: int = 3500
-    drafting: int = 800
+    drafting: int = 1600
     phases: tuple[Phase, ...] = PHASES
     patches: int = 3000
     bound_patches: int = 6000
