@@ -96,11 +96,22 @@ class Attention(nn.Module):
         """Attend within each sequence; with a state, also to what it read before."""
         size = self.config.head_dim
         q, k, v = (project(x).unflatten(-1, (-1, size)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(self.attend(q, k, v, lengths, state).flatten(-2))
+
+    def attend(
+        self,
+        q: Float[Tensor, "tokens heads dim"],
+        k: Float[Tensor, "tokens kv_heads dim"],
+        v: Float[Tensor, "tokens kv_heads dim"],
+        lengths: Lengths,
+        state: KVState | None,
+    ) -> Float[Tensor, "tokens heads dim"]:
+        """What lies between the projections: positions, the cache, and each query's mean of values."""
         if self.config.rope:
             starts = state.lengths if state else [0] * len(lengths)
-            spans = [torch.arange(s, s + n, device=x.device) for s, n in zip(starts, lengths, strict=True)]
+            spans = [torch.arange(s, s + n, device=q.device) for s, n in zip(starts, lengths, strict=True)]
             positions = torch.cat(spans)
-            frequencies = self._frequencies(self.config.rope, x.device)
+            frequencies = self._frequencies(self.config.rope, q.device)
             amplitude = self.config.rope.amplitude
             q, k = rotate(q, positions, frequencies, amplitude), rotate(k, positions, frequencies, amplitude)
         mixed: list[Tensor] = []
@@ -110,7 +121,7 @@ class Attention(nn.Module):
             if state is not None:
                 keys, values = state.append(sequence, keys, values)
             mixed.append(causal_attention(queries, keys, values, self.config.window, sinks=self.sinks))
-        return self.o_proj(torch.cat(mixed).flatten(-2))
+        return torch.cat(mixed)
 
     def _frequencies(self, rope: RopeConfig, device: torch.device) -> Tensor:
         """Computed on use, not stored: a buffer would be rounded by a half-precision model."""

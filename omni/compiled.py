@@ -19,11 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omni import ops
+from omni.attention import Attention
 from omni.backbone import Block
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, MLPConfig, MoE, MoEConfig
 from omni.packed import LANES, Eight, Four, PackedExperts, PackedLinear, Rows
-from omni.state import LayerState, MambaState
+from omni.state import KVState, LayerState, MambaState
 
 COMPILERS = ("c++", "g++", "clang++")
 OPTIONS: dict[str, Any] = {
@@ -38,8 +39,8 @@ Step = Callable[[Tensor, LayerState], Tensor]
 def compile_steps(model: nn.Module) -> int:
     """Let a packed model's single tokens run through compiled kernels; returns the number of layers that do.
 
-    Left as they are: attention; and, which is logged, layers with biases in experts or router, or packed without
-    `rows`. Raises ValueError off the CPU, and where no C++ compiler is installed.
+    Left as they are, which is logged: layers with biases in experts or router, or packed without `rows`. Raises
+    ValueError off the CPU, and where no C++ compiler is installed.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
@@ -48,7 +49,7 @@ def compile_steps(model: nn.Module) -> int:
         raise ValueError(f"compile: none of {', '.join(COMPILERS)} is installed; apt install g++, or load without it")
     count = left = 0
     for block in model.modules():
-        if isinstance(block, Block) and isinstance(block.mixer, Mamba | MoE | MLP):
+        if isinstance(block, Block) and isinstance(block.mixer, Mamba | Attention | MoE | MLP):
             block.step = _step(block)
             count += block.step is not None
             left += block.step is None
@@ -63,6 +64,8 @@ def _step(block: Block) -> Step | None:
     match block.mixer:
         case Mamba() as mixer:
             return _scan(mixer, norm, eps)
+        case Attention() as mixer:
+            return _attention(mixer, norm, eps)
         case MoE() as mixer:
             return _mixture(mixer, norm, eps)
         case MLP() as mixer:
@@ -299,5 +302,53 @@ def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[
         gated = (y * F.silu(z)).view(groups, -1)
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + inner_eps)
         return _added(token, _times(out, scaled.flatten() * norm)), window[1:], after
+
+    return _compiled(kernel)
+
+
+# Attention: its cache grows, so a kernel before it and one behind
+
+
+def _attention(attention: Attention, norm: Tensor, eps: float) -> Step | None:
+    linears = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+    matrices = [matrix for linear in linears if (matrix := _matrix(linear))]
+    if len(matrices) < len(linears):
+        return None
+    *into, out = matrices
+    before, behind = (
+        _Kernel(_before_kernel(attention.config.head_dim, eps), norm, *into),
+        _Kernel(_behind_kernel(), out),
+    )
+
+    def step(x: Tensor, state: LayerState) -> Tensor:
+        memory = state if isinstance(state, KVState) else None
+        q, k, v = before(x)
+        return behind(x, attention.attend(q, k, v, (1,), memory))
+
+    return step
+
+
+@lru_cache(maxsize=16)
+def _before_kernel(size: int, eps: float) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and values of one token."""
+
+    def kernel(
+        x: Float[Tensor, "1 width"], norm: Float[Tensor, " width"], q: Matrix, k: Matrix, v: Matrix
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        row = _normed(x, norm, eps)
+        made = [_times(matrix, row).to(x.dtype).view(1, -1, size) for matrix in (q, k, v)]
+        return made[0], made[1], made[2]
+
+    return _compiled(kernel)
+
+
+@lru_cache(maxsize=1)
+def _behind_kernel() -> Callable[..., Tensor]:
+    """The mean of values through the last projection, added."""
+
+    def kernel(
+        x: Float[Tensor, "1 width"], mixed: Float[Tensor, "1 heads dim"], out: Matrix
+    ) -> Float[Tensor, "1 width"]:
+        return _added(x, _times(out, mixed.flatten().float()))
 
     return _compiled(kernel)

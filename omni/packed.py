@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor, nn
 
+from omni.attention import Attention
 from omni.backbone import Block
 from omni.identity import Origin, places
 from omni.kernels import mix_experts
@@ -363,7 +364,7 @@ def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> No
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                stays = rows and isinstance(module, Mamba | MoE | MLP)
+                stays = rows and isinstance(module, Mamba | Attention | MoE | MLP)
                 setattr(module, name, PackedLinear.of(child.weight, child.bias, form, stays))
             elif isinstance(child, Experts):
                 setattr(module, name, PackedExperts.of(child, form, rows))

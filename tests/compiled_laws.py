@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from omni.attention import AttentionConfig, RopeConfig
 from omni.backbone import Block, BlockConfig
 from omni.compiled import compile_steps
 from omni.mamba import MambaConfig
@@ -16,6 +17,8 @@ from omni.packed import Format, pack
 
 EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=32, scale=2.5)
 SCAN = MambaConfig(heads=4, head_dim=16, state=32, groups=2)
+ATTENTION = AttentionConfig(heads=4, kv_heads=2, head_dim=16)
+TURNED = replace(ATTENTION, rope=RopeConfig(theta=10000.0), window=7, bias=True, sinks=True)
 
 
 def block_of(config: BlockConfig, form: Format | None) -> Block:
@@ -58,7 +61,7 @@ def test_a_token_alone(config: BlockConfig, form: Format | None) -> None:
     assert torch.equal(many[0], many[1])  # several tokens go the usual way
 
 
-@pytest.mark.parametrize("config", [EXPERTS, SCAN, MLPConfig(hidden=96)])
+@pytest.mark.parametrize("config", [EXPERTS, SCAN, ATTENTION, MLPConfig(hidden=96)])
 def test_layers_that_no_kernel_reads_stay_as_they_are_and_say_so(
     config: BlockConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,9 +73,10 @@ def test_layers_that_no_kernel_reads_stay_as_they_are_and_say_so(
     assert block.step is None
 
 
+@pytest.mark.parametrize("config", [SCAN, ATTENTION, TURNED])
 @pytest.mark.parametrize("form", [None, "int8", "int4"])
-def test_a_mamba_layer_goes_on_token_by_token(form: Format | None) -> None:
-    block = block_of(SCAN, form)
+def test_a_layer_with_memory_goes_on_token_by_token(config: BlockConfig, form: Format | None) -> None:
+    block = block_of(config, form)
     x = torch.randn(20, 64)
     with torch.no_grad():
         whole = block(x, (20,))
