@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from omni.config import OmniConfig
 from omni.keys import Source, sources
-from omni.packed import BIASES, STACKS, Format, PackedExperts, PackedLinear, Stack, check, dense, packs, widen
+from omni.packed import BIASES, STACKS, Format, PackedExperts, PackedLinear, Stack, check, dense, form_of, packs, widen
 from omni.tensors import Reader, with_scales
 
 WHOLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # files of a checkpoint
@@ -123,7 +123,7 @@ class Checkpoint:
             elif leaf in STACKS:
                 stacks.setdefault(path, {})[leaf] = Stack.of(value, form)
             else:
-                linears[path] = PackedLinear.of(value, None, form)
+                linears[path] = PackedLinear.of(value, None, form_of(path, form))
         reader.close()
         left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
         for name in left_out:

@@ -160,7 +160,7 @@ def model(
 @bench.command()
 def real(
     form: Annotated[str, typer.Option("--format", help="of the language model: bf16, int8 or int4")] = "int4",
-    towers: Annotated[str, typer.Option(help="format of both towers")] = "bf16",
+    towers: Annotated[str, typer.Option(help="format of both towers")] = "int8",
     layers: Annotated[int, typer.Option(help="the first layers; towers as deep in proportion", min=1)] = 52,
     width_scale: Annotated[float, typer.Option(help="of the released sizes")] = 1.0,
     prompt: Annotated[int, typer.Option(help="tokens to read", min=1)] = 2048,

@@ -9,7 +9,9 @@ int8   a scale for each output row, symmetric, and in bfloat16: products in that
 int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
        many the codes are unpacked likewise, into bfloat16.
 
-A packed model reads and writes; it is not trained. `dense` gives each weight back, in four and eight bits as rounded.
+In int4 a model's towers and their projectors take int8: they are few of its bytes, and their rounding is what its
+answers suffer from (`form_of`). A packed model reads and writes; it is not trained. `dense` gives each weight back, in
+four and eight bits as rounded.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ FEW_EIGHTS = 8  # and the int8 kernel
 LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
+TOWERS = ("vision", "project_vision", "audio", "project_audio")  # parts of a model that are never in four bits
 ALIGNED = 32  # bytes, of the first input that the int8 kernel takes
 UNPACKED = 2**22  # weights unpacked at a time
 FEW_TOKENS, SMALL = 8, 2**22  # tokens for which experts of so many bytes in all are taken as one matrix
@@ -353,21 +356,27 @@ def packs(module: nn.Module, leaf: str) -> bool:
     return (isinstance(module, nn.Linear) and leaf == "weight") or (isinstance(module, Experts) and leaf in STACKS)
 
 
+def form_of(path: str, form: Format | None) -> Format | None:
+    """The format of a module at this path in a model that is packed in `form`."""
+    return "int8" if form == "int4" and path.partition(".")[0] in TOWERS else form
+
+
 def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> None:
-    """Pack every linear and all experts of a model, in place, one after the other.
+    """Pack every linear and all experts of a model, in place, one after the other, each in the format of its part.
 
     rows: in no format, what `omni.compiled` reads stays row after row.
 
     Raises ValueError for a format that is not known, and off the CPU.
     """
     check(form, next(model.parameters()).device)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, child in module.named_children():
+            mine = form_of(f"{path}.{name}".lstrip("."), form)
             if isinstance(child, nn.Linear):
                 stays = rows and isinstance(module, Mamba | Attention | MoE | MLP)
-                setattr(module, name, PackedLinear.of(child.weight, child.bias, form, stays))
+                setattr(module, name, PackedLinear.of(child.weight, child.bias, mine, stays))
             elif isinstance(child, Experts):
-                setattr(module, name, PackedExperts.of(child, form, rows))
+                setattr(module, name, PackedExperts.of(child, mine, rows))
     widen(model)
 
 

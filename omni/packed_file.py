@@ -18,11 +18,24 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from omni.identity import SAMPLES, Origin, samples
-from omni.packed import BIASES, BLOCK, HALVES, STACKS, Eight, Four, PackedExperts, PackedLinear, Stack, Weight
+from omni.packed import (
+    BIASES,
+    BLOCK,
+    HALVES,
+    STACKS,
+    Eight,
+    Format,
+    Four,
+    PackedExperts,
+    PackedLinear,
+    Stack,
+    Weight,
+    form_of,
+)
 from omni.precision import cpu_dtype
 
 NAME = "packed.safetensors"
-KIND = "omni packed 2"
+KIND = "omni packed 3"
 ALIGNED = 64  # bytes
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8", torch.uint8: "U8",
           torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL"}  # fmt: skip
@@ -45,12 +58,12 @@ def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
         forms.add(origin.form.strip())
         tensors[f"{name}#origin"] = F.pad(origin.values, (0, SAMPLES - len(origin.values)))
         tensors |= {f"{name}#{part}": tensor for part, tensor in _parts(weight).items()}
-    if len(forms) != 1 or "" in forms:
+    if not forms or "" in forms:
         raise ValueError(
             "save_pretrained: some weights are quantised and some are not; load it with quantize= and save"
         )
     tensors["#end"] = torch.zeros(ALIGNED, dtype=torch.uint8)  # kernels look a little beyond what they multiply
-    about = {"kind": KIND, "form": forms.pop(), "layout": LAYOUT, "shapes": json.dumps(shapes)}
+    about = {"kind": KIND, "form": min(forms), "layout": LAYOUT, "shapes": json.dumps(shapes)}
     part = folder / f"{NAME}.part"
     _write(part, tensors, about)
     part.replace(folder / NAME)
@@ -135,7 +148,8 @@ class _Loading:
             )
         if form not in (None, about["form"]):
             raise ValueError(f"load: {path} is in {about['form']}, quantize={form!r} came; leave quantize out")
-        self.form, self.layout = about["form"], about["layout"]
+        self.form: Format = about["form"]
+        self.layout = about["layout"]
         self.shapes: dict[str, list[int]] = json.loads(about["shapes"])
         self.dtype = self._dtype(dtype)
 
@@ -144,7 +158,9 @@ class _Loading:
         stacks: dict[str, dict[str, Stack]] = {}
         for name, shape in self.shapes.items():
             owner, _, leaf = name.rpartition(".")
-            origin = Origin(tuple(shape), self._read(f"{name}#origin")[: samples(shape)], f" {self.form}")
+            origin = Origin(
+                tuple(shape), self._read(f"{name}#origin")[: samples(shape)], f" {form_of(owner, self.form)}"
+            )
             if leaf in STACKS:
                 stacks.setdefault(owner, {})[leaf] = self._stack(name, shape, origin)
             else:

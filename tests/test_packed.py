@@ -19,7 +19,7 @@ import omni
 from omni.cli import app
 from omni.model import OmniModel
 from omni.moe import Experts, MoE, MoEConfig
-from omni.packed import BLOCK, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed, rounded
+from omni.packed import BLOCK, TOWERS, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed, rounded
 from omni.packed_file import LAYOUT, NAME
 
 FORMS: list[Format | None] = [None, "int8", "int4"]
@@ -200,6 +200,12 @@ def test_a_quantised_model_is_the_same_after_saving_and_loading(tmp_path: Path, 
     pack(model, quantize)
     model.save_pretrained(tmp_path)
     loaded = OmniModel.from_pretrained(tmp_path, quantize=quantize)
+    forms = {
+        name.partition(".")[0]: m.origin["weight"].form
+        for name, m in loaded.named_modules()
+        if isinstance(m, PackedLinear)
+    }
+    assert forms == dict.fromkeys(forms, f" {quantize}") | dict.fromkeys(TOWERS, " int8")
     assert loaded.identity.fingerprint == model.identity.fingerprint
     for left, right in zip(loaded.state_dict().items(), model.state_dict().items(), strict=True):
         assert left[0] == right[0]
@@ -226,7 +232,7 @@ def test_a_packed_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     layout = LAYOUT.replace(str(BLOCK), "99")
     changed = {
         "blocks of 99 rows": whole.replace(LAYOUT.encode(), layout.encode()),
-        "says it is omni packed 9": whole.replace(b"omni packed 2", b"omni packed 9"),
+        "says it is omni packed 9": whole.replace(b"omni packed 3", b"omni packed 9"),
         "make it again with omni quantize": whole[: len(whole) // 2],
     }
     for number, (wanted, content) in enumerate(changed.items()):
