@@ -14,6 +14,7 @@ from omni.checkpoint import folder_of, read_config
 from omni.codec import read_tokenizer
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
+from omni.heap import keep_freed
 from omni.hf import from_hf
 from omni.model import OmniModel
 from omni.packed import Format, pack
@@ -92,11 +93,14 @@ def load(
     """Load "tiny" (the model in the package), a local folder or a hub repository's id → (model, processor).
 
     For asking: on a CPU its weights are packed (`omni.packed`), so it reads and writes faster and cannot be trained;
-    take `OmniModel.from_pretrained` for that. No remote code is run. See there for dtype, device, quantize and errors.
+    take `OmniModel.from_pretrained` for that. The process then keeps some memory that it frees (`omni.heap`). No remote
+    code is run. See there for dtype, device, quantize and errors.
     compile: single tokens run through compiled kernels (`omni.compiled`), which needs a C++ compiler and some seconds
     at first.
     """
     model = OmniModel.from_pretrained(path, dtype, device, quantize)
+    if model.device.type == "cpu":
+        keep_freed()
     if quantize is None and model.device.type == "cpu":
         pack(model, rows=compile)
     if compile:

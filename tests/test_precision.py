@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import small
 import torch
 
 from omni import precision
+from omni.heap import OWN, keep_freed
 from omni.model import OmniModel
 
 
@@ -46,3 +50,26 @@ def test_quantised_weights_count_as_what_they_become(monkeypatch: pytest.MonkeyP
 def test_the_measure_is_a_ratio() -> None:
     assert precision.slowness(torch.float32) == pytest.approx(1.0, abs=0.9)
     assert precision.slowness(torch.float16, size=64) > 0
+
+
+KEEPS = """
+import torch
+from omni.bench_result import resident
+from omni.heap import keep_freed
+assert keep_freed()
+torch.ones(2**18).sum()
+before = resident()[0]
+parts = [torch.ones(5 * 2**20) for _ in range(10)]  # 20 MiB each
+del parts
+print(resident()[0] - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no such settings")
+def test_what_is_freed_is_kept_unless_the_user_has_settings_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OWN:
+        monkeypatch.delenv(name, raising=False)
+    kept = subprocess.run([sys.executable, "-c", KEEPS], capture_output=True, text=True, check=True).stdout
+    assert int(kept) > 150 * 2**20
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    assert not keep_freed()
