@@ -20,6 +20,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+LONG = 512  # tokens of an item from which its heads go one by one, where that is faster
+SCORES = 2**21  # of one head that are held at a time then
+
 
 @runtime_checkable
 class VisionTower(Protocol):
@@ -238,8 +241,31 @@ def packed_attention(
         count = len(list(run))
         rows = slice(start, start + count * length)
         start = rows.stop
+        if length >= LONG and q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.is_grad_enabled():
+            items = zip(*(part[rows].split(length) for part in (q, k, v)), strict=True)
+            mixed += [_head_by_head(*item, attention.scale) for item in items]
+            continue
         items = [part[rows].unflatten(0, (count, length)).transpose(1, 2) for part in (q, k, v)]
         out = F.scaled_dot_product_attention(items[0], items[1], items[2], scale=attention.scale)
         mixed.append(out.transpose(1, 2).flatten(0, 1))
     out = torch.cat(mixed) if mixed else q
     return attention.proj_drop(attention.proj(attention.norm(out.flatten(-2))))
+
+
+def _head_by_head(
+    q: Float[Tensor, "tokens heads dim"],
+    k: Float[Tensor, "tokens heads dim"],
+    v: Float[Tensor, "tokens heads dim"],
+    scale: float,
+) -> Float[Tensor, "tokens heads dim"]:
+    """Attention of one item as two products a head with a softmax between: in bfloat16 on a CPU twice to three times
+    as fast as torch's. Some queries at a time, so that their scores stay in the cache.
+    """
+    out, q = torch.empty_like(q), q * scale
+    block = max(16, SCORES // len(q))
+    for head in range(q.shape[1]):
+        keys, values = k[:, head].t(), v[:, head]
+        for start in range(0, len(q), block):
+            rows = slice(start, start + block)
+            out[rows, head] = (q[rows, head] @ keys).softmax(-1) @ values
+    return out

@@ -75,6 +75,7 @@ def causal_conv(
 
 
 FEW_QUERIES = 8
+LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**23  # that are worked on at a time, and the scores held meanwhile
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
 
@@ -216,10 +217,12 @@ def causal_attention(
     *,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "queries heads dim"]:
-    """See `ops.causal_attention`: a few queries' heads that share keys are rows of one product, so no key is copied."""
+    """See `ops.causal_attention`: queries' heads that share keys are rows of one product, so no key is copied."""
     queries, keys = len(q), k.shape[1]
-    if queries > FEW_QUERIES or sinks is not None or not fast(q) or (queries > 1 and window is not None):
+    if sinks is not None or not fast(q) or (queries > 1 and window is not None):
         return ops.causal_attention(q, k, v, window, sinks=sinks)
+    if queries > FEW_QUERIES:
+        return _blocked_attention(q, k, v)
     if queries > 1:
         rows = q.view(queries, len(k), -1, q.shape[-1]).transpose(0, 1)  # (kv_heads, queries, heads of each, dim)
         unseen = _unseen(queries, keys, rows.shape[2], q.dtype)
@@ -229,6 +232,25 @@ def causal_attention(
         k, v = k[:, -window:], v[:, -window:]
     rows = q.view(1, len(k), -1, q.shape[-1])
     return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
+
+
+def _blocked_attention(
+    q: Float[Tensor, "queries heads dim"], k: Float[Tensor, "kv_heads keys dim"], v: Float[Tensor, "kv_heads keys dim"]
+) -> Float[Tensor, "queries heads dim"]:
+    """Some queries at a time, against the keys that the last of them sees: two products and a softmax between."""
+    queries, (kv_heads, keys, dim) = len(q), k.shape
+    out, q = torch.empty_like(q), (q * dim**-0.5).view(queries, kv_heads, -1, dim)
+    each = q.shape[2]
+    block = min(MOST_QUERIES, max(LEAST_QUERIES, SCORES // (each * keys)))
+    for start in range(0, queries, block):
+        count = min(block, queries - start)
+        seen = keys - queries + start + count
+        for head in range(kv_heads):
+            scores = q[start : start + count, head].reshape(-1, dim) @ k[head, :seen].t()
+            scores.view(count, each, seen)[..., seen - count :].add_(_later(count)[:, None])
+            mixed = scores.softmax(-1) @ v[head, :seen]
+            out[start : start + count, head * each : (head + 1) * each] = mixed.view(count, each, dim)
+    return out
 
 
 @lru_cache(maxsize=2)  # the layers of one read share it

@@ -20,6 +20,7 @@ from oracles import relative_error
 from safetensors.torch import load_file
 from torch import Tensor
 
+from encoders import vision
 from encoders.timm_tower import TimmConfig, TimmTower
 from encoders.vision import RadioVit, VisionConfig
 from omni.config import OmniConfig
@@ -119,6 +120,21 @@ def test_half_precision_is_near_full(dtype: torch.dtype) -> None:
     got = tower().to(dtype)(patches.to(dtype), grids)
     assert got.dtype == dtype
     assert relative_error(got, want) < 0.02
+
+
+@torch.no_grad()
+def test_a_long_item_in_half_precision_attends_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to float32 as the usual way, in several blocks, and other items of the call are not touched."""
+    monkeypatch.setattr(vision, "SCORES", 600 * 250)
+    layer = timm.layers.attention.Attention(64, num_heads=4, qkv_bias=True).bfloat16()
+    x = torch.randn(1250, 64).bfloat16()
+    made = vision.packed_attention(layer, x, [600, 600, 50])
+    monkeypatch.setattr(vision, "LONG", 10**9)
+    usual = vision.packed_attention(layer, x, [600, 600, 50])
+    wanted = vision.packed_attention(layer.float(), x.float(), [600, 600, 50])
+    assert not torch.equal(made, usual)
+    assert torch.equal(made[1200:], usual[1200:])
+    assert relative_error(made.float(), wanted) < 1.5 * relative_error(usual.float(), wanted) < 1.5e-2
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_384", "vit_base_patch16_clip_224"])
