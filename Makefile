@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core, so one thread in each
 
-.PHONY: demo test test-all test-harness lint clean
+.PHONY: demo test test-all test-harness test-browser lint clean
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -29,6 +29,10 @@ test-all: .venv/.installed  ## the slow tests too
 test-harness: .venv/.installed  ## the plug-in for lm-eval, which is installed for it
 	$(BIN)/pip install --quiet --disable-pip-version-check "lm-eval>=0.4.13"
 	$(TESTS) tests/test_eval_lm_eval.py
+
+test-browser: .venv/.installed  ## the demo in the system's Chromium, by Playwright, which is installed for it
+	$(BIN)/pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python -m pytest tests/test_demo_browser.py
 
 lint: .venv/.installed  ## style, types, layers
 	$(BIN)/ruff check .
