@@ -35,12 +35,9 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _begin(threads: int, file: Path | None) -> None:
-    """Before any work: threads set, the heap as `omni.load` sets it, and the place of the figure good."""
+    """Before any work: threads set, and the place of the figure good."""
     import torch
 
-    from omni.heap import keep_freed
-
-    keep_freed()
     if file is not None:
         check_output("--plot", file, (".png", ".svg"))
     if threads:

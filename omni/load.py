@@ -99,11 +99,11 @@ def load(
     at first.
     """
     model = OmniModel.from_pretrained(path, dtype, device, quantize)
-    if model.device.type == "cpu":
-        keep_freed()
     if quantize is None and model.device.type == "cpu":
         pack(model, rows=compile)
     if compile:
         compile_steps(model)
+    if model.device.type == "cpu":
+        keep_freed()  # only now: what loading takes in passing is given back
     tokenizer = model.codec.tokenizer if model.codec else _tokenizer(path)
     return model, OmniProcessor.of(model.config, tokenizer)
