@@ -16,8 +16,8 @@ from encoders.vision import VisionConfig
 from omni.attention import AttentionConfig
 from omni.backbone import BackboneConfig, BlockConfig
 from omni.config import MediaConfig, OmniConfig
-from omni.identity import Origin, samples
 from omni.heap import keep_freed
+from omni.identity import Origin, samples
 from omni.mamba import MambaConfig
 from omni.model import OmniModel
 from omni.moe import Experts, MoEConfig
