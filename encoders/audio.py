@@ -23,6 +23,7 @@ from encoders.window import WHOLE, Span, Window, attention_spans, convolution_sp
 
 STRIDE = 8  # mel frames a token
 SCORES = 2**22  # attention scores a head computed at a time, where sounds or chunks are small
+MANY = 128  # queries from which heads go one by one, where that is faster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +153,37 @@ class RelativeAttention(nn.Module):
             c, p = (_rows(part, [(s.start - before, s.stop - before) for s in group]) for part in (content, position))
             heard, said = (_rows(part, [(s.first, s.last) for s in group]) for part in (k, v))
             near = falling[:, zero - (stop - 1 - first) : zero + last - start]  # distances from largest to smallest
+            if (
+                stop - start >= MANY
+                and x.dtype == torch.bfloat16
+                and x.device.type == "cpu"
+                and not torch.is_grad_enabled()
+            ):
+                mixed.append(_head_by_head(c, p, heard, said, near).transpose(1, 2).flatten(0, 1))
+                continue
             bias = _shift(p @ near.transpose(1, 2), last - first) * heard.shape[-1] ** -0.5
             mixed.append(F.scaled_dot_product_attention(c, heard, said, attn_mask=bias).transpose(1, 2).flatten(0, 1))
         return self.o_proj(torch.cat(mixed).flatten(1))
+
+
+def _head_by_head(
+    content: Float[Tensor, "sounds heads rows dim"],
+    position: Float[Tensor, "sounds heads rows dim"],
+    keys: Float[Tensor, "sounds heads keys dim"],
+    values: Float[Tensor, "sounds heads keys dim"],
+    near: Float[Tensor, "heads distances dim"],
+) -> Float[Tensor, "sounds heads rows dim"]:
+    """softmax((content keys^T + position near^T, shifted) / sqrt(dim)) values: in bfloat16 on a CPU as three products
+    and a softmax two to four times as fast as torch's attention with a mask.
+    """
+    sounds, heads, rows, dim = content.shape
+    scale, out = dim**-0.5, content.new_empty(sounds, rows, heads, dim).transpose(1, 2)
+    for sound in range(sounds):
+        for head in range(heads):
+            bias = _shift((position[sound, head] @ near[head].t())[None, None], keys.shape[2])[0, 0]
+            scores = torch.addmm(bias, content[sound, head], keys[sound, head].t(), beta=scale, alpha=scale)
+            out[sound, head] = scores.softmax(-1) @ values[sound, head]
+    return out
 
 
 def _alike(spans: Sequence[Span], block: int) -> Iterator[list[Span]]:

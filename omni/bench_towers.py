@@ -19,6 +19,7 @@ from encoders.vision import RadioVit, VisionConfig
 from omni.bench_random import OMNI, draw
 from omni.bench_result import Result, comparisons, free_memory, in_turns, line, spread, timed
 from omni.config import OmniConfig
+from omni.heap import keep_freed
 from omni.hf_towers import write_audio, write_vision
 from omni.keys import sources
 from omni.packed import pack
@@ -146,6 +147,7 @@ def _ready(pair: Pair, item: Tensor, dtype: torch.dtype) -> Pair:
         raise ValueError(f"bench: {kind} differs by {error:.1e} from transformers; want at most {CLOSE}")
     pair.theirs.to(dtype)
     pack(pair.ours.to(dtype))
+    keep_freed()
     return pair
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracles import relative_error
 from torch import Tensor
 
+from encoders import audio
 from encoders.audio import AudioConfig, FastConformer, RelativeAttention, Subsampling, num_tokens
 
 CONFIG = AudioConfig(width=24, depth=2, heads=3, ff_width=32, mels=16, subsampling_channels=4, kernel=5)
@@ -106,6 +107,22 @@ def test_half_precision_is_near_full(dtype: torch.dtype) -> None:
     got, _ = encoder().to(dtype)(mels.to(dtype), torch.tensor([70]))
     assert got.dtype == dtype
     assert relative_error(got, want) < 0.03
+
+
+@torch.no_grad()
+def test_many_queries_in_half_precision_attend_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As near to float32 as the usual way, whole and in blocks."""
+    mels = sound(3000)
+    want, _ = encoder()(mels, torch.tensor([3000]))
+    half, (mels, frames) = encoder().bfloat16(), (mels.bfloat16(), torch.tensor([3000]))
+    made, _ = half(mels, frames)
+    monkeypatch.setattr(RelativeAttention, "block", 150)
+    in_blocks, _ = half(mels, frames)
+    monkeypatch.setattr(audio, "MANY", 10**9)
+    usual, _ = half(mels, frames)
+    assert not torch.equal(in_blocks, usual)
+    for each in (made, in_blocks):
+        assert relative_error(each.float(), want) < 1.5 * relative_error(usual.float(), want) < 0.05
 
 
 @torch.no_grad()
