@@ -76,6 +76,7 @@ def causal_conv(
 
 FEW_QUERIES = 8
 LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**23  # that are worked on at a time, and the scores held meanwhile
+LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
 
@@ -100,7 +101,7 @@ def selective_scan(
     if not fast(x):
         return ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, chunk)
     kind = x.dtype
-    chunk = min(chunk, max(lengths))
+    chunk = min(chunk, LONGEST_CHUNK, max(lengths))
     counts = [-(-length // chunk) for length in lengths]
     x, dt, b, c = (to_chunks(value, lengths, counts, chunk) for value in (x, dt, b, c))
     heads, dim = x.shape[2:]
