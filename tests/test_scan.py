@@ -191,7 +191,7 @@ def test_token_by_token_equals_at_once() -> None:
 
 @torch.no_grad()
 def test_in_bfloat16_packed_pieces_and_steps_equal_the_whole_but_for_rounding() -> None:
-    """Each way rounds at its own places, so two ways lie as far apart as their two errors add up to."""
+    """Each way rounds at its own places, and may send a token to another expert: all lie near float32."""
     model = backbone().bfloat16()
     x = torch.randn(37, 16, generator=torch.Generator().manual_seed(8)).bfloat16()
     lengths = (20, 17)
@@ -205,10 +205,9 @@ def test_in_bfloat16_packed_pieces_and_steps_equal_the_whole_but_for_rounding() 
     state = model.new_state(1)
     steps = torch.cat([model(row[None], (1,), state) for row in first])
     exact = backbone()(x.float(), lengths)
-    noise = float((whole - exact).float().norm() / exact.norm())  # of bfloat16 itself
-    assert noise < 0.02
-    for got, want in ((alone, whole), (pieces, whole[:20]), (steps, whole[:20])):
-        assert float((got - want).float().norm() / want.float().norm()) < 2 * noise
+    for made in (whole, alone, pieces, steps):
+        wanted = exact[: len(made)]
+        assert float((made - wanted).norm() / wanted.norm()) < 0.03
 
 
 @torch.no_grad()
