@@ -47,7 +47,7 @@ def address() -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait()
+        server.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,11 @@ class Visitor:
         self.page.get_by_role("button", name=name).first.click()
         self.page.wait_for_function("() => [...document.querySelectorAll('textarea')].some(t => t.value.length > 3)")
 
+    def attach(self, path: Path) -> None:
+        """Choose a file in the chat, and wait until it is up."""
+        self.page.locator(".chatbox input[type=file]").first.set_input_files(str(path))
+        self.page.locator(".chatbox .thumbnail-item").first.wait_for()
+
     def send(self) -> str:
         """Press Enter, and wait until the answer is whole; the conversation."""
         notes = self.page.get_by_text("tokens in")
@@ -114,8 +119,7 @@ def test_a_sample_is_answered_and_looked_into(visitor: Visitor) -> None:
 
 @pytest.mark.parametrize("name", ["invoice.pdf", "receipt.jpg", "clip.mp4", "recording.wav"])
 def test_files_of_each_kind_are_taken(visitor: Visitor, name: str) -> None:
-    visitor.page.locator(".chatbox input[type=file]").first.set_input_files(str(SAMPLES / name))
-    visitor.page.get_by_text(name).first.wait_for()
+    visitor.attach(SAMPLES / name)
     visitor.page.locator("textarea").first.fill("What is said?" if name.endswith("wav") else "What is the total?")
     assert "tokens in" in visitor.send()
     assert not visitor.page.locator(".trouble").is_visible()
@@ -135,8 +139,7 @@ def test_an_answer_streams_and_can_be_stopped(visitor: Visitor) -> None:
 
 def test_a_bad_file_is_told_and_the_question_stays(visitor: Visitor, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    visitor.page.locator(".chatbox input[type=file]").first.set_input_files(str(tmp_path / "broken.png"))
-    visitor.page.get_by_text("broken.png").first.wait_for()
+    visitor.attach(tmp_path / "broken.png")
     visitor.page.locator("textarea").first.fill("What is this?")
     visitor.page.locator("textarea").first.press("Enter")
     visitor.page.locator(".trouble").wait_for()
@@ -163,6 +166,7 @@ def test_a_document_is_read_beside_its_pages(visitor: Visitor) -> None:
     visitor.tab("Document")
     visitor.page.get_by_role("button", name="On page 1: What is the price of Audit?").click()
     visitor.page.get_by_text("Page 3").first.wait_for()
+    visitor.page.wait_for_timeout(1000)  # until the pages have found their places
     visitor.page.get_by_role("button", name="Ask", exact=True).first.click()
     visitor.page.locator(".said .note").first.wait_for()
     assert "93.13" in visitor.page.locator(".said").first.inner_text()
