@@ -75,7 +75,7 @@ def causal_conv(
 
 
 FEW_QUERIES = 8
-LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**23  # that are worked on at a time, and the scores held meanwhile
+LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**21  # that are worked on at a time, and the scores held meanwhile
 LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
