@@ -165,8 +165,7 @@ def test_two_visitors_at_once_do_not_mix(browser: Any, address: str) -> None:
 def test_a_document_is_read_beside_its_pages(visitor: Visitor) -> None:
     visitor.tab("Document")
     visitor.page.get_by_role("button", name="On page 1: What is the price of Audit?").click()
-    visitor.page.get_by_text("Page 3").first.wait_for()
-    visitor.page.wait_for_timeout(1000)  # until the pages have found their places
+    visitor.page.locator(".page").nth(2).wait_for()
     visitor.page.get_by_role("button", name="Ask", exact=True).first.click()
     visitor.page.locator(".said .note").first.wait_for()
     assert "93.13" in visitor.page.locator(".said").first.inner_text()
