@@ -26,6 +26,7 @@ from omni.packed import (
     FORMATS,
     GROUPS,
     STACKS,
+    TOWERS,
     Eight,
     Format,
     Four,
@@ -53,7 +54,6 @@ OMNI = OmniConfig(
     media=MediaConfig(audio_token=27, pruning=0.7),
 )
 STD = 0.02
-LANGUAGE = ("backbone", "head", "mtp")  # parts that are packed in the model's format; the others are towers
 POOL = 2**23  # random words, drawn once, of which random bytes are cut
 
 
@@ -171,7 +171,7 @@ def random_packed(
     noise = _Noise()
     for path, module in list(model.named_modules()):
         for leaf, child in list(module.named_children()):
-            kind = form if f"{path}.{leaf}".lstrip(".").split(".")[0] in LANGUAGE else towers
+            kind = towers if f"{path}.{leaf}".lstrip(".").partition(".")[0] in TOWERS else form
             if isinstance(child, nn.Linear):
                 bias = (
                     None if child.bias is None else torch.empty(child.bias.shape, dtype=torch.bfloat16).normal_(std=STD)

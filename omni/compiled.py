@@ -1,4 +1,5 @@
-"""Writing at a machine's pace: what a layer does with a single token, from its norm to its sum, as one kernel.
+"""Writing at a machine's pace: what a layer does with a single token, from its norm to its sum, as one kernel
+(attention's as two, since its cache grows).
 
 Matrices are read row after row, each once; of a mixture's experts those rows alone that were chosen. Weights are
 arguments, so that layers of one shape share a kernel. Needs a C++ compiler; the first token of a shape costs some

@@ -125,7 +125,7 @@ def test_files_of_each_kind_are_taken(visitor: Visitor, name: str) -> None:
     assert not visitor.page.locator(".trouble").is_visible()
 
 
-def test_an_answer_streams_and_can_be_stopped(visitor: Visitor) -> None:
+def test_an_answer_streams(visitor: Visitor) -> None:
     visitor.sample("recording.wav")
     seen: set[int] = set()
     visitor.page.locator("textarea").first.press("Enter")
