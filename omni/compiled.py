@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +23,12 @@ from omni.attention import Attention
 from omni.backbone import Block
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, MLPConfig, MoE, MoEConfig
-from omni.packed import LANES, Eight, Four, PackedExperts, PackedLinear, Rows
+from omni.packed import BLOCK, HALVES, STACKS, Eight, Four, PackedExperts, PackedLinear, Rows, Stack
+from omni.products import INTEGERS, Kernel, Matrix, compiled, kept, times
 from omni.state import KVState, LayerState, MambaState
+from omni.strips import Strips, strips
 
 COMPILERS = ("c++", "g++", "clang++")
-OPTIONS: dict[str, Any] = {
-    "realize_reads_threshold": 0
-}  # what a product multiplies is computed once, not for every row
-SETTINGS: dict[str, Any] = {"capture_scalar_outputs": True, "recompile_limit": 1024,
-                            "accumulated_recompile_limit": 4096}  # a kernel for each shape  # fmt: skip
-Matrix = tuple[Tensor, Tensor | None, Tensor | None, int]  # (stack of) rows or codes, their scales, bias, rows
 Step = Callable[[Tensor, LayerState], Tensor]
 
 
@@ -48,6 +43,7 @@ def compile_steps(model: nn.Module) -> int:
         raise ValueError(f"compile: a model on {device} came; these kernels are the CPU's")
     if not any(map(shutil.which, COMPILERS)):
         raise ValueError(f"compile: none of {', '.join(COMPILERS)} is installed; apt install g++, or load without it")
+    _lay_in_strips(model)
     count = left = 0
     for block in model.modules():
         if isinstance(block, Block) and isinstance(block.mixer, Mamba | Attention | MoE | MLP):
@@ -57,6 +53,23 @@ def compile_steps(model: nn.Module) -> int:
     if left:
         logging.getLogger("omni").warning(f"omni: compile: {left} layers stay as they are, in form or biases")
     return count
+
+
+def _lay_in_strips(model: nn.Module) -> None:
+    """Put four bits in the layout that kernels read, one matrix or stack of experts after the other, in place."""
+    if not INTEGERS:
+        return
+    for module in model.modules():
+        if isinstance(module, PackedLinear) and isinstance(module.packed, Four):
+            four = module.packed
+            module.packed = Strips(*strips(four.packed, four.scales, BLOCK, HALVES), four.rows, HALVES)
+        elif isinstance(module, PackedExperts):
+            for name, stack in module.stacks.items():
+                first = stack.weights[0]
+                if isinstance(first, Four) and stack.whole is not None and stack.scales is not None:
+                    whole, scales = strips(stack.whole, stack.scales, BLOCK, HALVES)
+                    weights = [Strips(*each, first.rows, HALVES) for each in zip(whole, scales, strict=True)]
+                    module.lay(name, Stack(weights, stack.origin, whole, scales))
 
 
 def _step(block: Block) -> Step | None:
@@ -75,59 +88,32 @@ def _step(block: Block) -> Step | None:
             return None
 
 
-class _Kernel:
-    """A kernel with a layer's weights. It is compiled by its first call, under one mode and one setting, so that
-    nothing is compiled twice; what follows goes straight to it.
-    """
-
-    def __init__(self, kernel: Callable[..., Any], *weights: Any) -> None:
-        self.kernel, self.weights, self.warm = kernel, weights, False
-
-    def __call__(self, *tensors: Tensor) -> Any:
-        if self.warm and torch.is_inference_mode_enabled():
-            return self.kernel(*tensors, *self.weights)
-        with torch.inference_mode(), torch._dynamo.config.patch(SETTINGS):
-            self.warm = True
-            return self.kernel(*tensors, *self.weights)
-
-
-def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(kernel, fullgraph=True, dynamic=False, options=OPTIONS)
-
-
 def _matrix(linear: nn.Module | None) -> Matrix | None:
-    """A packed linear's rows; None for those that do not lie row after row, and where there is none."""
-    packed = linear.packed if isinstance(linear, PackedLinear) else None
-    bias = linear.bias if isinstance(linear, PackedLinear) else None
-    match packed:
-        case Rows():
-            return packed.weight, None, bias, packed.rows
-        case Eight():
-            return packed.codes, packed.scale, bias, packed.rows
-        case Four():
-            return packed.packed, packed.scales, bias, packed.rows
+    """A packed linear's matrix; None for those that do not lie row after row, and where there is none."""
+    if not isinstance(linear, PackedLinear):
+        return None
+    match linear.packed:
+        case Rows(weight=weight, rows=rows):
+            return Matrix(weight, None, linear.bias, rows)
+        case Eight(codes=codes, scale=scale, rows=rows):
+            return Matrix(codes, scale, linear.bias, rows)
+        case Strips(matrix=matrix):
+            return matrix._replace(bias=linear.bias)
         case _:
             return None
 
 
-def _times(matrix: Matrix, x: Float[Tensor, " width"]) -> Float[Tensor, " rows"]:
-    """Matrix times vector, float32; codes through torch's own kernels, which read them faster than inductor's."""
-    weight, scales, bias, rows = matrix
-    if scales is None:
-        out = (weight.float() * x).sum(-1)
-    elif weight.dtype == torch.uint8:
-        group = len(x) // len(scales)
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16()[None], weight, group, scales)[0, :rows].float()
-    elif len(x) % LANES:
-        out = (weight.float() * x).sum(-1) * scales
-    else:
-        out = torch.ops.aten._weight_int8pack_mm(x.bfloat16()[None], weight, scales)[0].float()
-    return out if bias is None else out + bias
+def _stacked(stack: Stack | None) -> Matrix | None:
+    """All experts' matrices as one stack."""
+    if stack is None or stack.whole is None:
+        return None
+    first = stack.weights[0]
+    return Matrix(stack.whole, stack.scales, None, first.rows, first.halves if isinstance(first, Strips) else None)
 
 
 def _normed(x: Float[Tensor, "1 width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, " width"]:
     row = x[0].float()
-    return row * torch.rsqrt(row.square().mean() + eps) * weight
+    return kept(row * torch.rsqrt(row.square().mean() + eps) * weight)
 
 
 def _added(x: Float[Tensor, "1 width"], out: Float[Tensor, " width"]) -> Float[Tensor, "1 width"]:
@@ -141,7 +127,7 @@ def _feed_forward(mlp: MLP, norm: Tensor, eps: float) -> Step | None:
     matrices = _matrices(mlp)
     if matrices is None:
         return None
-    kernel = _Kernel(_feed_forward_kernel(mlp.config, eps), norm, *matrices)
+    kernel = Kernel(_feed_forward_kernel(mlp.config, eps), norm, *matrices)
     return lambda x, state: kernel(x)
 
 
@@ -156,20 +142,20 @@ def _feed_forward_kernel(config: MLPConfig, eps: float) -> Callable[..., Tensor]
     def kernel(x: Tensor, norm: Tensor, up: Matrix, gate: Matrix | None, down: Matrix) -> Tensor:
         return _added(x, _fed(_normed(x, norm, eps), up, gate, down))
 
-    return _compiled(kernel)
+    return compiled(kernel)
 
 
 def _fed(
     row: Float[Tensor, " width"], up: Matrix, gate: Matrix | None, down: Matrix, clamp: float | None = None
-) -> Float[Tensor, " width"]:
-    hidden = _times(up, row)
+) -> Float[Tensor, "*experts width"]:
+    hidden = times(up, row)
     if gate is None:
         hidden = ops.relu2(hidden)
     elif clamp is None:
-        hidden = F.silu(_times(gate, row)) * hidden
+        hidden = F.silu(times(gate, row)) * hidden
     else:
-        hidden = ops.clamped_swiglu(_times(gate, row), hidden, clamp)
-    return _times(down, hidden)
+        hidden = ops.clamped_swiglu(times(gate, row), hidden, clamp)
+    return times(down, kept(hidden))
 
 
 # Mixture of experts
@@ -179,17 +165,16 @@ def _mixture(moe: MoE, norm: Tensor, eps: float) -> Step | None:
     c, packed = moe.config, moe.experts
     if not isinstance(packed, PackedExperts) or packed.up_bias is not None or c.router_bias:
         return None
-    stacks = [packed.stacks.get(name) for name in ("up_proj", "gate_proj", "down_proj")]
-    if any(stack is not None and stack.whole is None for stack in stacks):
+    up, gate, down = (_stacked(packed.stacks.get(name)) for name in STACKS)
+    if up is None or down is None or (c.gated and gate is None):
         return None
-    experts = [None if each is None else (each.whole, each.scales, None, each.weights[0].rows) for each in stacks]
     latent = _matrix(moe.fc1_latent_proj), _matrix(moe.fc2_latent_proj)
     shared = None if moe.shared_experts is None else _matrices(moe.shared_experts)
     if (c.latent and None in latent) or (c.shared and shared is None):
         return None
     router = moe.gate.weight.detach().float()
     bias = moe.gate.e_score_correction_bias.float() if c.selection_bias else None
-    kernel = _Kernel(_mixture_kernel(c, eps), norm, router, bias, *experts, *latent, shared)
+    kernel = Kernel(_mixture_kernel(c, eps), norm, router, bias, up, gate, down, *latent, shared)
     return lambda x, state: kernel(x)
 
 
@@ -218,25 +203,13 @@ def _mixture_kernel(c: MoEConfig, eps: float) -> Callable[..., Tensor]:
         if c.normalize:
             weights = weights / (weights.sum() + 1e-20)
         weights = weights * c.scale
-        numbers = chosen.tolist()
-        for number in numbers:
-            torch._check(number >= 0)
-            torch._check(number < c.experts)
-        inner = row if to_latent is None else _times(to_latent, row)
-        parts = [
-            _fed(inner, _one(up, n), None if gate is None else _one(gate, n), _one(down, n), c.clamp) for n in numbers
-        ]
-        out = (torch.stack(parts) * weights[:, None]).sum(0)
-        out = out if from_latent is None else _times(from_latent, out)
+        inner = row if to_latent is None else times(to_latent, row)
+        parts = _fed(inner, up.of(chosen), None if gate is None else gate.of(chosen), down.of(chosen), c.clamp)
+        out = (parts * weights[:, None]).sum(0)
+        out = out if from_latent is None else times(from_latent, out)
         return _added(x, out if shared is None else out + _fed(row, *shared))
 
-    return _compiled(kernel)
-
-
-def _one(stack: Matrix, number: int) -> Matrix:
-    """One expert's matrix."""
-    whole, scales, _, rows = stack
-    return whole[number], None if scales is None else scales[number], None, rows
+    return compiled(kernel)
 
 
 # Mamba
@@ -248,7 +221,7 @@ def _scan(mamba: Mamba, norm: Tensor, eps: float) -> Step | None:
         return None
     a, skip = mamba._rates()
     bias = mamba.conv1d.bias
-    kernel = _Kernel(
+    kernel = Kernel(
         _scan_kernel(mamba.config, eps, mamba.eps),
         norm,
         into,
@@ -289,7 +262,7 @@ def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[
         norm: Float[Tensor, " inner"],
         out: Matrix,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        projected = _times(into, _normed(token, outer_norm, eps))
+        projected = times(into, _normed(token, outer_norm, eps))
         z, xbc, dt = projected.split([config.inner, config.channels, heads])
         window = torch.cat((history, xbc[None]))
         mixed = F.silu((window * weight).sum(0) if bias is None else (window * weight).sum(0) + bias)
@@ -302,9 +275,9 @@ def _scan_kernel(config: MambaConfig, eps: float, inner_eps: float) -> Callable[
         y = (after * c[:, None]).sum(-1).flatten() + x * skip
         gated = (y * F.silu(z)).view(groups, -1)
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + inner_eps)
-        return _added(token, _times(out, scaled.flatten() * norm)), window[1:], after
+        return _added(token, times(out, kept(scaled.flatten() * norm))), window[1:], after
 
-    return _compiled(kernel)
+    return compiled(kernel)
 
 
 # Attention: its cache grows, so a kernel before it and one behind
@@ -317,8 +290,8 @@ def _attention(attention: Attention, norm: Tensor, eps: float) -> Step | None:
         return None
     *into, out = matrices
     before, behind = (
-        _Kernel(_before_kernel(attention.config.head_dim, eps), norm, *into),
-        _Kernel(_behind_kernel(), out),
+        Kernel(_before_kernel(attention.config.head_dim, eps), norm, *into),
+        Kernel(_behind_kernel(), out),
     )
 
     def step(x: Tensor, state: LayerState) -> Tensor:
@@ -337,10 +310,10 @@ def _before_kernel(size: int, eps: float) -> Callable[..., tuple[Tensor, Tensor,
         x: Float[Tensor, "1 width"], norm: Float[Tensor, " width"], q: Matrix, k: Matrix, v: Matrix
     ) -> tuple[Tensor, Tensor, Tensor]:
         row = _normed(x, norm, eps)
-        made = [_times(matrix, row).to(x.dtype).view(1, -1, size) for matrix in (q, k, v)]
+        made = [times(matrix, row).to(x.dtype).view(1, -1, size) for matrix in (q, k, v)]
         return made[0], made[1], made[2]
 
-    return _compiled(kernel)
+    return compiled(kernel)
 
 
 @lru_cache(maxsize=1)
@@ -350,6 +323,6 @@ def _behind_kernel() -> Callable[..., Tensor]:
     def kernel(
         x: Float[Tensor, "1 width"], mixed: Float[Tensor, "1 heads dim"], out: Matrix
     ) -> Float[Tensor, "1 width"]:
-        return _added(x, _times(out, mixed.flatten().float()))
+        return _added(x, times(out, mixed.flatten().float()))
 
-    return _compiled(kernel)
+    return compiled(kernel)

@@ -32,6 +32,7 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
+from omni.strips import Strips
 
 Format = Literal["int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -185,7 +186,7 @@ _EIGHT = torch.ops.aten._weight_int8pack_mm.default
 _FOUR = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-Weight = Plain | Rows | Eight | Four
+Weight = Plain | Rows | Eight | Four | Strips
 
 
 def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
@@ -302,8 +303,7 @@ class PackedExperts(nn.Module):
         super().__init__()
         self.clamp, self.stacks = clamp, stacks
         self.origin = {name: stack.origin for name, stack in stacks.items()}
-        self.up, self.down = stacks["up_proj"].weights, stacks["down_proj"].weights
-        self.gate = stacks["gate_proj"].weights if "gate_proj" in stacks else None
+        self._lay()
         for name in BIASES:
             bias = biases.get(name)
             self.register_parameter(name, None if bias is None else nn.Parameter(bias, requires_grad=False))
@@ -318,6 +318,15 @@ class PackedExperts(nn.Module):
         if plain and experts.up_proj.nbytes + experts.down_proj.nbytes <= SMALL:
             made.abreast = Abreast(experts.up_proj.detach(), experts.down_proj.detach())
         return made
+
+    def _lay(self) -> None:
+        self.up, self.down = self.stacks["up_proj"].weights, self.stacks["down_proj"].weights
+        self.gate = self.stacks["gate_proj"].weights if "gate_proj" in self.stacks else None
+
+    def lay(self, name: str, stack: Stack) -> None:
+        """The same weights of this name in another layout."""
+        self.stacks[name] = stack
+        self._lay()
 
     def mix(
         self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor

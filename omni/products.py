@@ -1,0 +1,118 @@
+"""A matrix times a vector, written so that torch's compiler makes of it one pass over the weights as they lie.
+
+Codes of eight and four bits are multiplied as integers: the vector becomes integers of 16 bits on one step, as fine as
+sums of 32 bits allow, so that a compiler's own vectors of integers do the work (sixty-four products an instruction or
+two) and rounding stays near 1e-4. Where the compiler does not turn such loops into vectors, off x86, codes are
+multiplied as float32.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int16
+from torch import Tensor
+
+INTEGERS = platform.machine() in ("x86_64", "AMD64")
+OPTIONS: dict[str, Any] = {
+    "assert_indirect_indexing": False,  # a check for each weight of a chosen expert
+    "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
+}
+if INTEGERS:  # torch leaves loops over 16 bits to the compiler, and tells it not to make vectors of them
+    OPTIONS["cpp.march"] = "native -ftree-loop-vectorize"
+
+SETTINGS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompile_limit": 4096}  # a kernel for each shape
+LARGEST = 2**15 - 1  # of a vector's integers
+SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up all of them is safe
+MIDDLE = 8  # the code of four bits that stands for a group's zero
+HIGH = 240  # the bits of a byte's second code
+
+
+class Matrix(NamedTuple):
+    """Weights (..., rows, width) as they are or in eight bits, or Strips' codes; their scales; a bias; rows.
+
+    halves: of Strips, whether a byte holds rows half a block apart, else neighbours; None of others.
+    """
+
+    weight: Tensor
+    scales: Tensor | None
+    bias: Tensor | None
+    rows: int
+    halves: bool | None = None
+
+    def of(self, chosen: Tensor) -> Matrix:
+        """The chosen ones of a stack."""
+        return self._replace(weight=self.weight[chosen], scales=None if self.scales is None else self.scales[chosen])
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel for each shape."""
+    return torch.compile(kernel, fullgraph=True, dynamic=False, options=OPTIONS)
+
+
+class Kernel:
+    """A kernel with a layer's weights. It is compiled by its first call, under one mode and one setting, so that
+    nothing is compiled twice; what follows goes straight to it.
+    """
+
+    def __init__(self, kernel: Callable[..., Any], *weights: Any) -> None:
+        self.kernel, self.weights, self.warm = kernel, weights, False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.warm and torch.is_inference_mode_enabled():
+            return self.kernel(*inputs, *self.weights)
+        with torch.inference_mode(), torch._dynamo.config.patch(SETTINGS):
+            self.warm = True
+            return self.kernel(*inputs, *self.weights)
+
+
+def kept(x: Tensor, *shape: int) -> Tensor:
+    """A contiguous tensor that is computed once, not again wherever it is used; in a shape, where one is given."""
+    shape = shape or tuple(x.shape)
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * size)
+    return torch.as_strided(x.contiguous(), shape, strides[::-1])
+
+
+def times(matrix: Matrix, x: Float[Tensor, "*stack width"]) -> Float[Tensor, "*stack rows"]:
+    """Each matrix of a stack times its vector, float32; one vector that all share may come without the stack."""
+    weight, scales, bias, rows, halves = matrix
+    if halves is not None:
+        assert scales is not None
+        out = _strips(weight, scales, x, halves)[..., :rows]
+    elif scales is None:
+        out = (weight.float() * x[..., None, :]).sum(-1)
+    elif INTEGERS:
+        codes, step = _integers(x, 127)
+        products = weight.to(torch.int32) * kept(codes)[..., None, :].to(torch.int32)
+        out = products.sum(-1, dtype=torch.int32).float() * (scales.float() * step)
+    else:
+        out = (weight.float() * x[..., None, :]).sum(-1) * scales
+    return out if bias is None else out + bias
+
+
+def _integers(x: Float[Tensor, "*stack width"], most: int) -> tuple[Int16[Tensor, "*stack width"], Tensor]:
+    """A vector in steps, and the step: no sum of its integers, each times `most` at most, leaves 32 bits."""
+    size = x.abs()
+    step = torch.maximum(size.amax(-1, keepdim=True) / LARGEST, size.sum(-1, keepdim=True) * (most / SUM))
+    step = step.clamp_min(torch.finfo(torch.float32).tiny)
+    return (x * (1 / step)).round().to(torch.int16), step
+
+
+def _strips(weight: Tensor, scales: Tensor, x: Tensor, halves: bool) -> Tensor:
+    """See `omni.packed.Strips` for the layout: sums of a group's products, then of the groups."""
+    groups, group = weight.shape[-4], weight.shape[-1]
+    codes, step = _integers(x, HIGH)
+    vector = kept(codes, *codes.shape[:-1], groups, 1, 1, group).to(torch.int32)
+    sums = kept(x.reshape(*x.shape[:-1], groups, group).sum(-1))[..., None, None]
+    planes: list[Tensor] = []
+    for plane, (bits, fine) in enumerate(((HIGH >> 4, 1.0), (HIGH, 1 / 16))):
+        products = ((weight & bits).to(torch.int32) * vector).sum(-1, dtype=torch.int32)
+        scale, zero = (scales[..., kind, plane, :, :, :].float() for kind in range(2))
+        found = products.float() * (step * fine)[..., None, None] - MIDDLE * sums
+        planes.append((found * scale + zero * sums).sum(-3))
+    return torch.stack(planes, -2 if halves else -1).flatten(-3)

@@ -1,0 +1,95 @@
+"""Four bits as compiled kernels read them: strip after strip of one group of inputs, all rows of it one below the
+other, so that a group's part of the vector stays in registers while its strip passes by.
+
+A byte holds the codes of two rows for one input. Needs a C++ compiler: see `omni.compiled`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import BFloat16, Float, UInt8
+from torch import Tensor
+
+from omni.products import MIDDLE, Kernel, Matrix, compiled, times
+
+FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
+PART = 2**21  # weights unpacked at a time: they stay in the cache until they are multiplied
+
+
+class Strips:
+    """int4, (groups, blocks, half a block, group) bytes.
+
+    scales: a scale and a zero for each group and row, (kinds, planes, groups, blocks, half a block); planes are a
+    byte's two codes. halves: a byte's rows lie half a block apart, else they are neighbours.
+    """
+
+    def __init__(
+        self,
+        codes: UInt8[Tensor, "groups blocks half group"],
+        scales: BFloat16[Tensor, "2 2 groups blocks half"],
+        rows: int,
+        halves: bool,
+    ) -> None:
+        self.rows, self.width = rows, codes.shape[0] * codes.shape[-1]
+        self.codes, self.scales, self.halves = codes, scales, halves
+        self.nbytes = codes.nbytes + scales.nbytes
+        self.matrix = Matrix(codes, scales, None, rows, halves)
+
+    def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """As `F.linear`: a few rows as integers of 16 bits, many in bfloat16."""
+        if len(x) <= FEW:
+            out = torch.stack([_kernel(_one, *self.codes.shape)(row, *self.matrix) for row in x.float()])
+        else:
+            narrow, blocks = x.bfloat16(), self.codes.shape[1]
+            most = max(1, PART // (self.width * 2 * self.codes.shape[2]))
+            parts = [F.linear(narrow, self._part(at, min(most, blocks - at))) for at in range(0, blocks, most)]
+            out = (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, : self.rows]
+        return (out if bias is None else out + bias).to(x.dtype)
+
+    def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
+        """(code - 8) * scale + zero."""
+        return self._part(0, self.codes.shape[1])[: self.rows].to(dtype or torch.bfloat16)
+
+    def _part(self, start: int, count: int) -> BFloat16[Tensor, "part width"]:
+        """Some blocks of rows in bfloat16."""
+        part = slice(start, start + count)
+        return _kernel(_unpack, len(self.codes), count, *self.codes.shape[2:])(
+            self.codes[:, part], self.scales[..., part, :], self.halves
+        )
+
+
+def strips(
+    packed: UInt8[Tensor, "*stack filled halved"], scales: BFloat16[Tensor, "*stack groups filled 2"], block: int,
+    halves: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Codes and scales of one matrix, or of a stack, from torch's layout for the CPU (`omni.packed.Four`)."""
+    filled, groups = packed.shape[-2], scales.shape[-3]
+    group = packed.shape[-1] * 2 // groups
+    blocks = packed.unflatten(-2, (-1, block)).flatten(-2).unflatten(-1, (groups, group, block // 2))
+    codes = blocks.movedim(-4, -3).transpose(-1, -2).contiguous()
+    by_block = scales.unflatten(-2, (filled // block, *((2, block // 2) if halves else (block // 2, 2))))
+    kinds_and_planes = (-1, -3) if halves else (-1, -2)
+    return codes, by_block.movedim(kinds_and_planes, (-5, -4)).contiguous()
+
+
+def _one(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halves: bool) -> Tensor:
+    return times(Matrix(weight, scales, bias, rows, halves), x)
+
+
+def _unpack(codes: Tensor, scales: Tensor, halves: bool) -> Tensor:
+    planes: list[Tensor] = []
+    for plane, code in enumerate((codes & 15, codes >> 4)):
+        scale, zero = (scales[kind, plane, ..., None].float() for kind in range(2))
+        value = (code.float() - MIDDLE) * scale + zero
+        planes.append(value.bfloat16().permute(1, 2, 0, 3).flatten(-2))
+    return torch.stack(planes, 1 if halves else 2).flatten(0, 2)
+
+
+@lru_cache(maxsize=256)
+def _kernel(kernel: Callable[..., Tensor], *shape: int) -> Kernel:
+    """One for each shape, which is compiled by the first call."""
+    return Kernel(compiled(kernel))
