@@ -7,7 +7,7 @@ decays, sums and the state stay float32. A test holds each twin to its reference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -75,9 +75,13 @@ def causal_conv(
 
 
 FEW_QUERIES = 8
+MANY_KEYS = 2048  # from which one query's products by head are faster than torch's attention
 LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**21  # that are worked on at a time, and the scores held meanwhile
 LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
+
+
+FUSED: dict[str, Callable[..., Tensor]] = {}  # twins of passes over a prompt, once `omni.compiled` has made them
 
 
 @lru_cache(maxsize=8)
@@ -111,30 +115,59 @@ def selective_scan(
     decay = (dt * a).cumsum(1)  # (chunks, steps, heads), float32
     xdt = x * dt.to(kind)[..., None]  # (chunks, steps, heads, dim)
 
-    # What each chunk adds to the state, and what the state that enters it gives; group by group, heads abreast
-    ended = (xdt * (decay[:, -1:] - decay).exp_().to(kind)[..., None]).flatten(2).split(per_group * dim, -1)
+    # What each chunk adds to the state, and what the state that enters it gives; group by group, heads abreast, and
+    # matrices one behind the other, whose products take half the time
+    left = (decay[:, -1:] - decay).exp_().to(kind)[..., None]
+    ended = torch.empty(groups, len(x), chunk, per_group * dim, dtype=kind)
+    torch.mul(_by_group(xdt, groups), _by_group(left, groups), out=ended.unflatten(-1, (per_group, dim)))
+    rows, columns = (value.permute(2, 0, 1, 3).contiguous() for value in (b, c))
     added = torch.empty(len(x), groups, per_group * dim, b.shape[-1])
-    for group, rows in enumerate(ended):
-        added[:, group] = rows.mT @ b[:, :, group]
-    entering, state = carry(added.view(len(x), heads, dim, -1), decay[:, -1].exp(), state, counts)
-    entering = entering.to(kind).view(len(x), groups, per_group * dim, -1)
+    for group in range(groups):
+        added[:, group] = ended[group].mT @ rows[group]
+    entering, state = _carried(added.view(len(x), heads, dim, -1), decay[:, -1].exp(), state, counts)
+    before = torch.empty(groups, *added.shape[:1], *added.shape[2:], dtype=kind)
+    before.copy_(entering.view(added.shape).transpose(0, 1))
     y = torch.empty(len(x), chunk, heads, dim)
     faded = decay.exp()[..., None]
     for group in range(groups):
         mine = slice(group * per_group, (group + 1) * per_group)
-        before = c[:, :, group] @ entering[:, group].mT
-        torch.mul(before.unflatten(-1, (per_group, dim)), faded[:, :, mine], out=y[:, :, mine])
+        given = columns[group] @ before[group].mT
+        torch.mul(given.unflatten(-1, (per_group, dim)), faded[:, :, mine], out=y[:, :, mine])
 
     # Inside a chunk: y_i = sum_{j <= i} exp(l_i - l_j) (C_i . B_j) dt_j x_j; a few chunks at a time stay in the cache
-    most = max(1, INSIDE // (heads * chunk * chunk))
+    most, weigh = max(1, INSIDE // (heads * chunk * chunk)), FUSED.get("weigh", _weigh)
     for first in range(0, len(x), most):
         part = slice(first, first + most)
         by_head = decay[part].transpose(1, 2).contiguous()  # (chunks, heads, steps)
-        weights = (by_head[..., :, None] - by_head[..., None, :]).add_(_later(chunk)).exp_()
-        scores = (c[part].transpose(1, 2) @ b[part].permute(0, 2, 3, 1)).float()
-        weights.unflatten(1, (groups, per_group)).mul_(scores[:, :, None])
-        y[part] += (weights.to(kind) @ xdt[part].transpose(1, 2)).transpose(1, 2)
+        weights = weigh(by_head, (columns[:, part] @ rows[:, part].mT).transpose(0, 1))
+        y[part] += (weights @ xdt[part].transpose(1, 2)).transpose(1, 2)
     return from_chunks(y, lengths, counts), state
+
+
+def _by_group(value: Tensor, groups: int) -> Tensor:
+    """(chunks, steps, heads, ...) → (groups, chunks, steps, heads of each, ...)."""
+    return value.unflatten(2, (groups, -1)).movedim(2, 0)
+
+
+def _weigh(
+    decay: Float[Tensor, "chunks heads steps"], scores: Float[Tensor, "chunks groups steps steps"]
+) -> Float[Tensor, "chunks heads steps steps"]:
+    """exp(l_i - l_j) (C_i . B_j), 0 where j is later than i."""
+    weights = (decay[..., :, None] - decay[..., None, :]).add_(_later(decay.shape[-1])).exp_()
+    weights.unflatten(1, (scores.shape[1], -1)).mul_(scores[:, :, None])
+    return weights.to(scores.dtype)
+
+
+def _carried(added: Tensor, decay: Tensor, state: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    """See `ops.carry`; a single sequence's states are written where they are read."""
+    if len(counts) > 1:
+        return carry(added, decay, state, counts)
+    states = torch.empty(len(added) + 1, *added.shape[1:])
+    states[0] = state[0]
+    steps = zip(states, states[1:], added, decay[..., None, None], strict=False)
+    for before, after, more, fade in steps:
+        torch.addcmul(more, before, fade, out=after)
+    return states[:-1], states[-1:].clone()  # not the whole of them in the memory
 
 
 def step_conv(
@@ -231,8 +264,21 @@ def causal_attention(
         return mixed[0].view(rows.shape).transpose(0, 1).reshape(q.shape)
     if window is not None:
         k, v = k[:, -window:], v[:, -window:]
+    if k.shape[1] >= MANY_KEYS:
+        return _attention_by_head(q, k, v)
     rows = q.view(1, len(k), -1, q.shape[-1])
     return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
+
+
+def _attention_by_head(
+    q: Float[Tensor, "1 heads dim"], k: Float[Tensor, "kv_heads keys dim"], v: Float[Tensor, "kv_heads keys dim"]
+) -> Float[Tensor, "1 heads dim"]:
+    """Two products and a softmax between for each head of keys: all threads read it together."""
+    rows = (q * q.shape[-1] ** -0.5).view(len(k), -1, q.shape[-1])
+    out = torch.empty_like(rows)
+    for head, mixed in enumerate(out):
+        torch.mm((rows[head] @ k[head].t()).softmax(-1), v[head], out=mixed)
+    return out.view(q.shape)
 
 
 def _blocked_attention(
@@ -273,21 +319,15 @@ def mix_experts(
     if len(x) == 1:
         results = torch.cat([expert(number, x) for number in chosen[0].tolist()])
         return (weights.float() @ results.float()).to(x.dtype)
-    out = torch.zeros(x.shape, dtype=torch.float32)
-    for number, rows, shares in routes(chosen, weights):
-        out.index_add_(0, rows, shares * expert(number, x.index_select(0, rows)))
-    return out.to(x.dtype)
-
-
-def routes(
-    chosen: Int[Tensor, "tokens top_k"], weights: Float[Tensor, "tokens top_k"]
-) -> Iterator[tuple[int, Int[Tensor, " rows"], Float[Tensor, "rows 1"]]]:
-    """Each expert that was chosen: its number, the tokens that chose it and its weight in each of them."""
-    flat = chosen.flatten()
-    order = flat.argsort(stable=True)
-    rows, shares = order // chosen.shape[1], weights.float().flatten()[order, None]
-    start = 0
-    for number, load in enumerate(flat.bincount().tolist()):
+    order = chosen.flatten().argsort(stable=True)
+    rows, start = order // chosen.shape[1], 0
+    results: Tensor | None = None
+    for number, load in enumerate(chosen.flatten().bincount().tolist()):
         if load:
-            yield number, rows[start : start + load], shares[start : start + load]
+            made = expert(number, x.index_select(0, rows[start : start + load]))
+            results = made.new_empty(len(order), made.shape[1]) if results is None else results
+            results[start : start + load] = made  # while it lies in the cache
             start += load
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).view(chosen.shape)
+    assert results is not None
+    return F.embedding_bag(places, results, per_sample_weights=weights.to(x.dtype), mode="sum")

@@ -17,7 +17,7 @@ four and eight bits as rounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -63,6 +63,11 @@ class Plain:
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """As `F.linear`."""
         return _POINTWISE(x, self._packed, bias, "none", [], "")
+
+    def relu2(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
+        """Squared ReLU of `linear`, a pass fewer."""
+        out = _POINTWISE(x, self._packed, bias, "relu", [], "")
+        return out.mul_(out)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """The same numbers again."""
@@ -162,10 +167,11 @@ class Four:
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """(code - 8) * scale + zero."""
-        return torch.cat(list(self._unpacked()), 1).t()[: self.rows].to(dtype or torch.bfloat16)
+        dtype = dtype or torch.bfloat16
+        return torch.cat(list(self._unpacked(dtype)), 1).t()[: self.rows]
 
-    def _unpacked(self) -> Iterator[Float[Tensor, "width part"]]:
-        """The transposed matrix in bfloat16, some blocks of output rows at a time."""
+    def _unpacked(self, dtype: torch.dtype = torch.bfloat16) -> Iterator[Float[Tensor, "width part"]]:
+        """The transposed matrix, some blocks of output rows at a time."""
         blocks = self.packed.view(-1, self.width, BLOCK // 2)
         most = max(1, UNPACKED // (BLOCK * self.width))
         for start in range(0, len(blocks), most):
@@ -177,8 +183,10 @@ class Four:
             high.copy_((part >> 4).transpose(0, 1))
             codes = codes.sub_(8).view(len(self.scales), self.group, -1)
             scales = self.scales[:, None, start * BLOCK : (start + len(part)) * BLOCK]
-            scale, zero = (scales[..., i].contiguous() for i in range(2))  # strided ones take eight times as long
-            yield torch.addcmul(zero, codes.bfloat16(), scale).view(self.width, -1)
+            scale, zero = (
+                scales[..., i].contiguous().to(dtype) for i in range(2)
+            )  # strided ones take eight times as long
+            yield torch.addcmul(zero, codes.to(dtype), scale).view(self.width, -1)
 
 
 _POINTWISE = torch.ops.mkldnn._linear_pointwise.default
@@ -201,10 +209,12 @@ def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
 class PackedLinear(nn.Module):
     """`nn.Linear` with a packed weight.
 
-    origin: of what it was packed from, by its name in `nn.Linear`.
+    origin: of what it was packed from, by its name in `nn.Linear`. one: a compiled kernel for one row, where there is
+    one.
     """
 
     bias: Tensor | None
+    one: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, weight: Weight, bias: Tensor | None, origin: Origin) -> None:
         super().__init__()
@@ -223,6 +233,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens width"]) -> Float[Tensor, "*tokens rows"]:
         """As `nn.Linear`."""
+        if self.one is not None and x.ndim == 2 and len(x) == 1:
+            return self.one(x)
         if x.ndim == 2:
             return self.packed.linear(x, self.bias)
         return self.packed.linear(x.flatten(0, -2), self.bias).unflatten(0, x.shape[:-1])
@@ -344,10 +356,11 @@ class PackedExperts(nn.Module):
 
     def forward(self, expert: int, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """As `Experts`."""
-        hidden = self.up[expert].linear(x, bias_of(self.up_bias, expert))
+        up, bias = self.up[expert], bias_of(self.up_bias, expert)
         if self.gate is None:
-            hidden = relu2(hidden)
+            hidden = up.relu2(x, bias) if isinstance(up, Plain) else relu2(up.linear(x, bias))
         else:
+            hidden = up.linear(x, bias)
             gate = self.gate[expert].linear(x, bias_of(self.gate_bias, expert))
             hidden = F.silu(gate) * hidden if self.clamp is None else clamped_swiglu(gate, hidden, self.clamp)
         return self.down[expert].linear(hidden, bias_of(self.down_bias, expert))
