@@ -7,7 +7,7 @@ just tuples of block configs. Sources: Nemotron-H (arXiv 2504.03624), Nemotron N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,10 +134,12 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """All layers and the final norm.
 
-    Set `checkpoint` to save memory in training: blocks are computed again going back.
+    Set `checkpoint` to save memory in training: blocks are computed again going back. steps: compiled kernels that
+    take one token through all layers and the final norm, where there are some.
     """
 
     checkpoint = False
+    steps: Callable[[Tensor, Sequence[LayerState]], Tensor] | None = None
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -162,6 +164,29 @@ class Backbone(nn.Module):
         Returns the residual stream after the last layer, before the final norm. Raises ValueError when lengths,
         tokens and state do not fit one another.
         """
+        self._check(x, lengths, state)
+        for block, memory in zip(self._blocks(), state.layers if state else (None,) * len(self.layers), strict=True):
+            if self.checkpoint and state is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, lengths, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)
+            else:
+                x = block(x, lengths, memory)
+        if state is not None:
+            state.advance(lengths)
+        return x
+
+    def read(
+        self, x: Float[Tensor, "tokens width"], lengths: Lengths, state: State | None = None
+    ) -> Float[Tensor, "tokens width"]:
+        """As `forward`, behind the final norm."""
+        if self.steps is None or state is None or len(x) > 1 or not fast(x):
+            return self.norm_f(self(x, lengths, state))
+        self._check(x, lengths, state)
+        x = self.steps(x, state.layers)
+        state.advance(lengths)
+        return x
+
+    def _check(self, x: Tensor, lengths: Lengths, state: State | None) -> None:
+        """Raise ValueError where lengths, tokens and state do not fit one another."""
         if sum(lengths) != len(x) or min(lengths, default=0) < 1:
             raise ValueError(
                 f"Backbone: {len(x)} tokens came for sequences of {list(lengths)}; want positive lengths that add up"
@@ -173,14 +198,6 @@ class Backbone(nn.Module):
             )
         if state is not None and not all(map(Block.holds, self._blocks(), state.layers)):
             raise ValueError(f"Backbone: a state of another model came; make one with new_state({len(lengths)})")
-        for block, memory in zip(self._blocks(), state.layers if state else (None,) * len(self.layers), strict=True):
-            if self.checkpoint and state is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, lengths, use_reentrant=False)  # pyright: ignore[reportAssignmentType]  (untyped in torch)
-            else:
-                x = block(x, lengths, memory)
-        if state is not None:
-            state.advance(lengths)
-        return x
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.layers if isinstance(block, Block)]

@@ -166,6 +166,7 @@ def real(
     prompt: Annotated[int, typer.Option(help="tokens to read", min=1)] = 2048,
     new: Annotated[int, typer.Option(help="tokens to write", min=1)] = 32,
     contexts: Annotated[str, typer.Option(help="tokens held while more are written")] = "1024,65536",
+    compiled: Annotated[bool, typer.Option("--compile", help="single tokens through compiled kernels")] = False,
     repeats: Repeats = 5,
     threads: Threads = 0,
     file: Plot = None,
@@ -179,7 +180,7 @@ def real(
     try:
         text, media, held = formats(form)[0], formats(towers)[0], numbers("--contexts", contexts)
         config = shrunk(OMNI, layers, width_scale)
-        here, found = bench_real.measure(config, text, media, prompt, new, repeats, held)
+        here, found = bench_real.measure(config, text, media, prompt, new, repeats, held, compiled)
     except ValueError as error:
         fail(str(error))
     console.print(here.words())

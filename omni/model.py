@@ -216,7 +216,7 @@ class OmniModel(nn.Module):
         self, embeddings: Float[Tensor, "tokens width"], lengths: Lengths, state: State | None = None
     ) -> Float[Tensor, "tokens width"]:
         """The backbone's hidden states after the final norm; a state is gone on from and left at the end."""
-        return self.backbone.norm_f(self.backbone(embeddings, lengths, state))
+        return self.backbone.read(embeddings, lengths, state)
 
     def score(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
         """Logits of what follows each hidden state, float32."""

@@ -53,6 +53,17 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(kernel, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
+def prompts(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One kernel for all sizes."""
+    ready = torch.compile(kernel, fullgraph=True, dynamic=True, options=OPTIONS)
+
+    def run(*tensors: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(SETTINGS):
+            return ready(*tensors)
+
+    return run
+
+
 class Kernel:
     """A kernel with a layer's weights. It is compiled by its first call, under one mode and one setting, so that
     nothing is compiled twice; what follows goes straight to it.

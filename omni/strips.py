@@ -44,21 +44,25 @@ class Strips:
         if len(x) <= FEW:
             out = torch.stack([_kernel(_one, *self.codes.shape)(row, *self.matrix) for row in x.float()])
         else:
-            narrow, blocks = x.bfloat16(), self.codes.shape[1]
-            most = max(1, PART // (self.width * 2 * self.codes.shape[2]))
-            parts = [F.linear(narrow, self._part(at, min(most, blocks - at))) for at in range(0, blocks, most)]
-            out = (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, : self.rows]
+            narrow, (_, blocks, half, _) = x.bfloat16(), self.codes.shape
+            parts = -(-blocks * 2 * half * self.width // PART)
+            count = -(-blocks // parts)
+            made: list[Tensor] = []
+            for at in range(0, blocks, count):
+                first = min(at, blocks - count)  # all parts are of one size, so that they share a kernel
+                made.append(F.linear(narrow, self._part(first, count))[:, 2 * half * (at - first) :])
+            out = (made[0] if len(made) == 1 else torch.cat(made, 1))[:, : self.rows]
         return (out if bias is None else out + bias).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """(code - 8) * scale + zero."""
-        return self._part(0, self.codes.shape[1])[: self.rows].to(dtype or torch.bfloat16)
+        return self._part(0, self.codes.shape[1], dtype or torch.bfloat16)[: self.rows]
 
-    def _part(self, start: int, count: int) -> BFloat16[Tensor, "part width"]:
-        """Some blocks of rows in bfloat16."""
+    def _part(self, start: int, count: int, dtype: torch.dtype = torch.bfloat16) -> Float[Tensor, "part width"]:
+        """Some blocks of rows."""
         part = slice(start, start + count)
-        return _kernel(_unpack, len(self.codes), count, *self.codes.shape[2:])(
-            self.codes[:, part], self.scales[..., part, :], self.halves
+        return _kernel(_unpack, dtype, count, *self.codes.shape)(
+            self.codes[:, part], self.scales[..., part, :], self.halves, dtype
         )
 
 
@@ -80,16 +84,16 @@ def _one(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halve
     return times(Matrix(weight, scales, bias, rows, halves), x)
 
 
-def _unpack(codes: Tensor, scales: Tensor, halves: bool) -> Tensor:
+def _unpack(codes: Tensor, scales: Tensor, halves: bool, dtype: torch.dtype) -> Tensor:
     planes: list[Tensor] = []
     for plane, code in enumerate((codes & 15, codes >> 4)):
         scale, zero = (scales[kind, plane, ..., None].float() for kind in range(2))
         value = (code.float() - MIDDLE) * scale + zero
-        planes.append(value.bfloat16().permute(1, 2, 0, 3).flatten(-2))
+        planes.append(value.to(dtype).permute(1, 2, 0, 3).flatten(-2))
     return torch.stack(planes, 1 if halves else 2).flatten(0, 2)
 
 
 @lru_cache(maxsize=256)
-def _kernel(kernel: Callable[..., Tensor], *shape: int) -> Kernel:
+def _kernel(kernel: Callable[..., Tensor], *shape: int | torch.dtype) -> Kernel:
     """One for each shape, which is compiled by the first call."""
     return Kernel(compiled(kernel))

@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+from omni import kernels
 from omni.attention import AttentionConfig, RopeConfig
-from omni.backbone import Block, BlockConfig
+from omni.backbone import BackboneConfig, Block, BlockConfig
 from omni.compiled import compile_steps
+from omni.config import OmniConfig
 from omni.mamba import MambaConfig
-from omni.moe import MLPConfig, MoEConfig
+from omni.model import OmniModel
+from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
 from omni.packed import Format, pack
+from omni.products import Matrix, times
+from omni.strips import FEW, Strips, strips
 
 EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=32, scale=2.5)
 SCAN = MambaConfig(heads=4, head_dim=16, state=32, groups=2)
@@ -113,3 +118,80 @@ def test_layers_of_many_shapes_each_get_a_kernel() -> None:
         with torch.no_grad():
             block(torch.randn(1, 64), (1,))
             assert block(torch.randn(1, 64), (1,)).isfinite().all()
+
+
+@pytest.mark.parametrize("form", [None, "int8", "int4"])
+def test_a_token_through_a_whole_model_is_the_plain_one_with_its_memory(form: Format | None) -> None:
+    all_chosen = replace(EXPERTS, experts=2)  # rounding must not choose others
+    blocks = (SCAN, all_chosen, LinearConfig(), ATTENTION, NoOpConfig(), *(SCAN, all_chosen) * 4, ATTENTION, SCAN)
+
+    def made_anew() -> OmniModel:
+        torch.manual_seed(1)
+        model = OmniModel(OmniConfig(backbone=BackboneConfig(width=64, vocabulary=96, blocks=blocks)))
+        pack(model.requires_grad_(False), form, rows=True)
+        return model
+
+    model, twin = made_anew(), made_anew()
+    assert compile_steps(twin) == 13
+    embeddings = torch.randn(20, 64)
+    with torch.no_grad():
+        states = [each.new_state() for each in (model, twin)]
+        for each, state in zip((model, twin), states, strict=True):
+            each.read(embeddings[:12], (12,), state)
+        for at in range(12, 20):
+            wanted, made = (each.score(each.read(embeddings[at : at + 1], (1,), state))
+                            for each, state in zip((model, twin), states, strict=True))  # fmt: skip
+            assert float((made - wanted).norm() / wanted.norm()) < (1e-5 if form is None else 3e-2)
+            assert torch.isfinite(made).all()
+            assert states[0].lengths == states[1].lengths
+        back = states[1].snapshot()
+        first = twin.read(embeddings[:1], (1,), states[1])
+        states[1].restore(back)
+        assert torch.equal(twin.read(embeddings[:1], (1,), states[1]), first)
+
+
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize(("rows", "width"), [(70, 64), (192, 96), (130, 192)])
+def test_strips_are_the_matrix_that_they_were_made_of(rows: int, width: int, halves: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    block, filled = 64, rows + -rows % 64
+    group = 64 if width % 64 == 0 else 32
+    codes = torch.randint(16, (filled, width), generator=generator)
+    scales = torch.rand(width // group, filled, 2, generator=generator).bfloat16()
+    by_block = codes.view(-1, block, width).transpose(1, 2)  # torch's layout, in which rows share a byte
+    low, high = (
+        (by_block[..., : block // 2], by_block[..., block // 2 :])
+        if halves
+        else (by_block[..., ::2], by_block[..., 1::2])
+    )
+    packed = (low + 16 * high).byte().reshape(filled, width // 2)
+    made = Strips(*strips(packed, scales, block, halves), rows, halves)
+    scale, zero = (scales[..., kind].t().float().repeat_interleave(group, 1) for kind in range(2))
+    wanted = ((codes - 8) * scale + zero)[:rows]
+    torch.testing.assert_close(made.dense(torch.float32), wanted)
+    for count in (1, 3, 40):
+        x = torch.randn(count, width, generator=generator)
+        bias = torch.randn(rows, generator=generator)
+        out, exact = made.linear(x, bias), x @ wanted.t() + bias
+        assert float((out - exact).norm() / exact.norm()) < (5e-4 if count <= FEW else 1e-2)
+
+
+def test_a_vectors_integers_never_leave_32_bits() -> None:
+    weight = torch.full((2, 4096), 127, dtype=torch.int8)
+    matrix = Matrix(weight, torch.ones(2, dtype=torch.bfloat16), None, 2)
+    for x in (torch.ones(4096), torch.zeros(4096), torch.eye(4096)[0] * 1e30, torch.randn(4096).abs() * 1e-30):
+        torch.testing.assert_close(times(matrix, x), torch.full((2,), 127.0) * x.sum(), rtol=1e-3, atol=0)
+    assert times(matrix, torch.full((4096,), torch.nan)).isnan().all()
+
+
+def test_a_prompt_in_fused_passes_is_the_plain_one() -> None:
+    assert compile_steps(block_of(MLPConfig(hidden=96), None)) == 1
+    inputs = (torch.randn(70, 4, 16), torch.rand(70, 4), -torch.rand(4), torch.randn(70, 2, 32), torch.randn(70, 2, 32))
+    memory = torch.randn(2, 4, 16, 32)
+    with torch.no_grad():
+        made = kernels.selective_scan(*inputs, memory, (47, 23), 16)
+        weigh = kernels.FUSED.pop("weigh")
+        wanted = kernels.selective_scan(*inputs, memory, (47, 23), 16)
+    kernels.FUSED["weigh"] = weigh
+    for mine, other in zip(made, wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
