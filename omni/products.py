@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompile_limi
 LARGEST = 2**15 - 1  # of a vector's integers
 SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up all of them is safe
 MIDDLE = 8  # the code of four bits that stands for a group's zero
-HIGH = 240  # the bits of a byte's second code
+LOW, HIGH = 15, 240  # the bits of a byte's two codes
 
 
 class Matrix(NamedTuple):
@@ -115,15 +115,16 @@ def _integers(x: Float[Tensor, "*stack width"], most: int) -> tuple[Int16[Tensor
 
 
 def _strips(weight: Tensor, scales: Tensor, x: Tensor, halves: bool) -> Tensor:
-    """See `omni.packed.Strips` for the layout: sums of a group's products, then of the groups."""
+    """See `omni.strips` for the layout: sums of each group's products, then of the groups. A step for each group."""
     groups, group = weight.shape[-4], weight.shape[-1]
-    codes, step = _integers(x, HIGH)
-    vector = kept(codes, *codes.shape[:-1], groups, 1, 1, group).to(torch.int32)
-    sums = kept(x.reshape(*x.shape[:-1], groups, group).sum(-1))[..., None, None]
-    planes: list[Tensor] = []
-    for plane, (bits, fine) in enumerate(((HIGH >> 4, 1.0), (HIGH, 1 / 16))):
-        products = ((weight & bits).to(torch.int32) * vector).sum(-1, dtype=torch.int32)
-        scale, zero = (scales[..., kind, plane, :, :, :].float() for kind in range(2))
-        found = products.float() * (step * fine)[..., None, None] - MIDDLE * sums
-        planes.append((found * scale + zero * sums).sum(-3))
-    return torch.stack(planes, -2 if halves else -1).flatten(-3)
+    parts = x.reshape(*x.shape[:-1], groups, group)
+    step = kept((parts.abs().amax(-1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny))
+    sums = kept(parts.sum(-1))[..., None, :, None, None]  # beside planes, groups, blocks and their halves
+    codes = (parts * (1 / step)[..., None]).round().to(torch.int16)
+    vector = kept(codes, *step.shape, 1, 1, group).to(torch.int32)
+    planes = [((weight & bits).to(torch.int32) * vector).sum(-1, dtype=torch.int32) for bits in (LOW, HIGH)]
+    products = torch.stack(planes, -4).float() * step[..., None, :, None, None]
+    middle = (torch.arange(2) * (MIDDLE * 15) + MIDDLE)[:, None, None, None]  # a high code counts sixteen times
+    scale, zero = (scales[..., kind, :, :, :, :].float() for kind in range(2))
+    out = ((products - middle * sums) * scale + zero * sums).sum(-3)
+    return kept(out.transpose(-2, -3) if halves else out.movedim(-3, -1)).flatten(-3)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import BFloat16, Float, UInt8
 from torch import Tensor
 
-from omni.products import MIDDLE, Kernel, Matrix, compiled, times
+from omni.products import HIGH, LOW, MIDDLE, Kernel, Matrix, compiled, times
 
 FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
 PART = 2**21  # weights unpacked at a time: they stay in the cache until they are multiplied
@@ -24,7 +24,8 @@ class Strips:
     """int4, (groups, blocks, half a block, group) bytes.
 
     scales: a scale and a zero for each group and row, (kinds, planes, groups, blocks, half a block); planes are a
-    byte's two codes. halves: a byte's rows lie half a block apart, else they are neighbours.
+    byte's two codes, and the high one's scales are divided by 16, since it counts so much more. halves: a byte's rows
+    lie half a block apart, else they are neighbours.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ def strips(
     codes = blocks.movedim(-4, -3).transpose(-1, -2).contiguous()
     by_block = scales.unflatten(-2, (filled // block, *((2, block // 2) if halves else (block // 2, 2))))
     kinds_and_planes = (-1, -3) if halves else (-1, -2)
-    return codes, by_block.movedim(kinds_and_planes, (-5, -4)).contiguous()
+    made = by_block.movedim(kinds_and_planes, (-5, -4)).contiguous()
+    made[..., 0, 1, :, :, :] /= 16
+    return codes, made
 
 
 def _one(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halves: bool) -> Tensor:
@@ -86,9 +89,9 @@ def _one(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halve
 
 def _unpack(codes: Tensor, scales: Tensor, halves: bool, dtype: torch.dtype) -> Tensor:
     planes: list[Tensor] = []
-    for plane, code in enumerate((codes & 15, codes >> 4)):
+    for plane, bits in enumerate((LOW, HIGH)):
         scale, zero = (scales[kind, plane, ..., None].float() for kind in range(2))
-        value = (code.float() - MIDDLE) * scale + zero
+        value = ((codes & bits).float() - MIDDLE * 16**plane) * scale + zero
         planes.append(value.to(dtype).permute(1, 2, 0, 3).flatten(-2))
     return torch.stack(planes, 1 if halves else 2).flatten(0, 2)
 
