@@ -247,7 +247,9 @@ class Convolution(nn.Module):
         for start, stop, first, last in spans:
             parts += [silence[: reach - (start - first)], x[first:last], silence[: reach - (last - stop)]]
             sizes += [stop - start, 2 * reach]  # between two spans: rows that hear both
-        x = self.depthwise_conv(torch.cat(parts).T[None])[0].T
+        image = torch.cat(parts)[None, None].permute(0, 3, 1, 2)  # (1, width, 1, heard), channels last in memory
+        weight = self.depthwise_conv.weight[:, :, None]
+        x = F.conv2d(image, weight, groups=len(weight)).permute(0, 2, 3, 1)[0, 0]
         if len(spans) > 1:
             x = torch.cat(x.split(sizes[:-1])[::2])
         x = F.silu(self.norm(x))
@@ -277,10 +279,10 @@ class ConformerBlock(nn.Module):
         distances: Float[Tensor, "distances width"],
     ) -> Float[Tensor, "tokens width"]:
         """One layer over packed sounds; spans and distances as its parts take them."""
-        x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
+        x = torch.add(x, self.feed_forward1(self.norm_feed_forward1(x)), alpha=0.5)
         x = x + self.self_attn(self.norm_self_att(x), attended, distances)
         x = x + self.conv(self.norm_conv(x), convolved)
-        x = x + 0.5 * self.feed_forward2(self.norm_feed_forward2(x))
+        x = torch.add(x, self.feed_forward2(self.norm_feed_forward2(x)), alpha=0.5)
         return self.norm_out(x)
 
 

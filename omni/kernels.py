@@ -63,8 +63,8 @@ def causal_conv(
     for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
         parts += [before, rows]
     extended = torch.cat(parts)
-    image = extended[None, :, None].permute(0, 3, 1, 2)  # (1, channels, tokens, 1), channels last in memory
-    out = F.conv2d(image, weight[:, None, :, None], bias, groups=len(weight)).permute(0, 2, 3, 1)[0, :, 0]
+    image = extended[None, None].permute(0, 3, 1, 2)  # (1, channels, 1, tokens), channels last in memory
+    out = F.conv2d(image, weight[:, None, None], bias, groups=len(weight)).permute(0, 2, 3, 1)[0, 0]
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + past + length)
