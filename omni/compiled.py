@@ -51,7 +51,7 @@ def compile_steps(model: nn.Module) -> int:
             parts = parts_of(module)
             count += bool(parts)
             left += not parts
-            module.step = _alone(_Steps([module])) if parts else None
+            module.step = _alone(module) if parts else None
         elif isinstance(module, Backbone):
             module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], ending(module.norm_f))
     if isinstance(head := getattr(model, "head", None), PackedLinear) and (matrix := matrix_of(head)):
@@ -158,8 +158,10 @@ def _memory(state: LayerState) -> tuple[Tensor, Tensor]:
     return state.history[0], state.ssm[0]  # a batch of one has any stride
 
 
-def _alone(steps: _Steps) -> Callable[[Tensor, LayerState], Tensor]:
-    return lambda x, state: steps(x, (state,))
+def _alone(block: Block) -> Callable[[Tensor, LayerState], Tensor]:
+    """Of (stream, the layer's state, or None to start afresh)."""
+    steps = _Steps([block])
+    return lambda x, state: steps(x, (state or block.new_state(1, x.device, x.dtype),))
 
 
 @lru_cache(maxsize=64)

@@ -154,8 +154,8 @@ def _weigh(
 ) -> Float[Tensor, "chunks heads steps steps"]:
     """exp(l_i - l_j) (C_i . B_j), 0 where j is later than i."""
     weights = (decay[..., :, None] - decay[..., None, :]).add_(_later(decay.shape[-1])).exp_()
-    weights.unflatten(1, (scores.shape[1], -1)).mul_(scores[:, :, None])
-    return weights.to(scores.dtype)
+    by_group = weights.unflatten(1, (scores.shape[1], -1))
+    return torch.mul(by_group, scores[:, :, None], out=torch.empty_like(by_group, dtype=scores.dtype)).flatten(1, 2)
 
 
 def _carried(added: Tensor, decay: Tensor, state: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:

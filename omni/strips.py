@@ -16,8 +16,8 @@ from torch import Tensor
 
 from omni.products import HIGH, LOW, MIDDLE, Kernel, Matrix, compiled, times
 
-FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
-PART = 2**21  # weights unpacked at a time: they stay in the cache until they are multiplied
+FEW = 4  # rows up to which reading the codes for each costs less than to unpack them
+PART = 2**22  # weights unpacked at a time: they stay in the cache until they are multiplied
 
 
 class Strips:
