@@ -17,6 +17,7 @@ from omni.bench_model import CLOSE, HYBRID, Machine, machine
 from omni.bench_random import one_of_each, random_model, random_packed
 from omni.bench_result import line, spread
 from omni.config import OmniConfig
+from omni.heap import keep_freed
 from omni.packed import FORMATS, Format, pack
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -76,6 +77,7 @@ def measure(
     found: list[Batched] = []
     for form in forms:
         model = random_packed(config, form)
+        keep_freed()
         first = 0.0
         for batch in batches:
             state = filled_state(model, context, batch)

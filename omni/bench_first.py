@@ -21,6 +21,7 @@ from omni.bench_model import HYBRID, check_twins
 from omni.bench_random import OMNI, one_of_each, random_packed, shrunk
 from omni.bench_result import line
 from omni.config import OmniConfig
+from omni.heap import keep_freed
 from omni.model import OmniModel
 from omni.packed import Format
 from omni.prefill import Prefix
@@ -137,6 +138,7 @@ def measure(
         raise ValueError("bench: a model without tubelets came; want one whose tower embeds several frames together")
     check_twins(one_of_each(config))
     model = random_packed(config, form, form)
+    keep_freed()
     assert isinstance(model.vision, RadioVit)
     towers = {True: model.vision, False: frame_by_frame(model.vision)}
     pixels = video.VideoRule(target=patches)

@@ -16,7 +16,6 @@ from encoders.vision import VisionConfig
 from omni.attention import AttentionConfig
 from omni.backbone import BackboneConfig, BlockConfig
 from omni.config import MediaConfig, OmniConfig
-from omni.heap import keep_freed
 from omni.identity import Origin, samples
 from omni.mamba import MambaConfig
 from omni.model import OmniModel
@@ -163,7 +162,7 @@ def random_packed(
     """A packed model, made without the weights it might have been packed from, of standard deviation 0.02.
 
     form: of backbone and head; towers: of both towers and their projectors; None: bfloat16. The most that is held
-    beside the model is one matrix. The heap is as `omni.load` leaves it.
+    beside the model is one matrix.
     """
     torch.manual_seed(seed)
     with torch.device("meta"):
@@ -193,7 +192,6 @@ def random_packed(
                 draw(name, made, buffer=True)
                 module.register_buffer(name, made)
     keep_wide(model)
-    keep_freed()
     return model.eval()
 
 

@@ -23,6 +23,7 @@ from omni.bench_random import OMNI, one_of_each, random_packed
 from omni.bench_result import line, resident, spread
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
+from omni.heap import keep_freed
 from omni.model import OmniModel
 from omni.packed import FEW, Format, PackedExperts, PackedLinear, Weight
 from processors.batch import Media
@@ -132,6 +133,7 @@ def measure(
     model = random_packed(config, form, towers)
     if compiled:
         compile_steps(model)
+    keep_freed()  # only now, as `omni.load` does
     built, held = time.perf_counter() - start, resident()[0]
     error = check_products(model)
     encoded = encode(model)

@@ -95,8 +95,8 @@ def load(
     For asking: on a CPU its weights are packed (`omni.packed`), so it reads and writes faster and cannot be trained;
     take `OmniModel.from_pretrained` for that. The process then keeps some memory that it frees (`omni.heap`). No remote
     code is run. See there for dtype, device, quantize and errors.
-    compile: single tokens run through compiled kernels (`omni.compiled`), which needs a C++ compiler and some seconds
-    at first.
+    compile: single tokens run through compiled kernels (`omni.compiled`), which needs a C++ compiler and a minute at
+    first; four bits are laid out for them, in memory. A pass over prompts is compiled too, for the whole process.
     """
     model = OmniModel.from_pretrained(path, dtype, device, quantize)
     if quantize is None and model.device.type == "cpu":
