@@ -4,7 +4,7 @@ plain  bfloat16 or float32 in oneDNN's blocked layout: the same numbers; with on
        torch's own linear.
 rows   the weight as it is, row after row, where compiled kernels are to read it.
 int8   a scale for each output row, symmetric, and in bfloat16: products in that type then meet no other. A few rows
-       take torch's int8 kernel; for many the codes are unpacked, some output rows at a time, into a scratch of x's
+       take torch's int8 kernel; for many the weights are unpacked, some output rows at a time, into a scratch of x's
        dtype.
 int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
        many the codes are unpacked likewise, into bfloat16.
@@ -106,17 +106,17 @@ class Eight:
         return cls(*eight(weight))
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
-        """A few rows in bfloat16, whatever x is in; many in x's dtype, in which the codes are exact."""
+        """A few rows in bfloat16, whatever x is in; many times the weights as unpacked into x's dtype."""
         if len(x) <= FEW_EIGHTS and self.width % LANES == 0:
             narrow = x.bfloat16()
             if narrow.data_ptr() % ALIGNED:  # the kernel ends the process at an address in between
                 narrow = narrow.clone()
             out = _EIGHT(narrow, self.codes, self.scale)
         else:
-            most = max(1, UNPACKED // self.width)
-            parts = [x @ part.to(x.dtype).t() for part in self.codes.split(most)]
+            most, scale = max(1, UNPACKED // self.width), self.scale.to(x.dtype)[:, None]
+            unpacked = zip(self.codes.split(most), scale.split(most), strict=True)
+            parts = [x @ part.to(x.dtype).mul_(fine).t() for part, fine in unpacked]
             out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            out.mul_(self.scale.to(out.dtype))
         return (out if bias is None else out.add_(bias)).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
@@ -183,9 +183,8 @@ class Four:
             high.copy_((part >> 4).transpose(0, 1))
             codes = codes.sub_(8).view(len(self.scales), self.group, -1)
             scales = self.scales[:, None, start * BLOCK : (start + len(part)) * BLOCK]
-            scale, zero = (
-                scales[..., i].contiguous().to(dtype) for i in range(2)
-            )  # strided ones take eight times as long
+            # as they lie, strided, they would take eight times as long
+            scale, zero = (scales[..., i].contiguous().to(dtype) for i in range(2))
             yield torch.addcmul(zero, codes.to(dtype), scale).view(self.width, -1)
 
 
@@ -332,6 +331,7 @@ class PackedExperts(nn.Module):
         return made
 
     def _lay(self) -> None:
+        """The stacks' weights under their own names."""
         self.up, self.down = self.stacks["up_proj"].weights, self.stacks["down_proj"].weights
         self.gate = self.stacks["gate_proj"].weights if "gate_proj" in self.stacks else None
 

@@ -33,6 +33,7 @@ from omni.packed import (
     form_of,
 )
 from omni.precision import cpu_dtype
+from omni.strips import Strips
 
 NAME = "packed.safetensors"
 KIND = "omni packed 3"
@@ -45,8 +46,11 @@ LAYOUT = f"blocks of {BLOCK} rows, {'halves' if HALVES else 'pairs'} to a byte" 
 def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     """Write a model that is quantised throughout; the file appears under its name only when it is whole.
 
-    Raises ValueError where a linear or an expert is as it was, and where the folder holds another checkpoint.
+    Raises ValueError where a linear or an expert is as it was, where four bits lie as compiled kernels want them, and
+    where the folder holds another checkpoint.
     """
+    if any(isinstance(each.weights[0] if isinstance(each, Stack) else each, Strips) for _, _, each in _packed(model)):
+        raise ValueError("save_pretrained: a compiled model came; load it without compile, and save that")
     folder.mkdir(parents=True, exist_ok=True)
     if stray := sorted(path.name for path in folder.glob("*.safetensors") if path.name != NAME):
         raise ValueError(f"save_pretrained: {folder} already holds {', '.join(stray)}; save to an empty folder")

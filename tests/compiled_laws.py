@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -150,6 +151,19 @@ def test_a_token_through_a_whole_model_is_the_plain_one_with_its_memory(form: Fo
         once = twin.read(embeddings[:1], (1,), states[1])
         states[1].restore(back)
         assert torch.equal(twin.read(embeddings[:1], (1,), states[1]), once)
+        model.read(embeddings[:1], (1,), states[0])
+        short, other = (each.read(embeddings[1:4], (3,), state)
+                        for each, state in zip((model, twin), states, strict=True))  # fmt: skip
+        assert float((short - other).norm() / short.norm()) < (1e-5 if form is None else 3e-2)
+
+
+def test_four_bits_laid_out_for_kernels_are_not_saved_as_others(tmp_path: Path) -> None:
+    model = OmniModel(OmniConfig(backbone=BackboneConfig(width=64, vocabulary=96, blocks=(EXPERTS,))))
+    pack(model.requires_grad_(False), "int4", rows=True)
+    compile_steps(model)
+    with pytest.raises(ValueError, match="load it without compile"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("halves", [True, False])
