@@ -330,4 +330,4 @@ def mix_experts(
             start += load
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).view(chosen.shape)
     assert results is not None
-    return F.embedding_bag(places, results, per_sample_weights=weights.to(x.dtype), mode="sum")
+    return F.embedding_bag(places, results, per_sample_weights=weights.to(results.dtype), mode="sum").to(x.dtype)
