@@ -23,7 +23,7 @@ from omni.bench_random import OMNI, one_of_each, random_packed
 from omni.bench_result import line, resident, spread
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
-from omni.heap import keep_freed
+from omni.heap import give_back, keep_freed
 from omni.model import OmniModel
 from omni.packed import FEW, Format, PackedExperts, PackedLinear, Weight
 from processors.batch import Media
@@ -129,6 +129,7 @@ def measure(
         raise ValueError("bench: no context came; pass at least one, such as 1024")
     check_twins(one_of_each(config))
     here = machine()
+    give_back()  # what the checks took is not the model's
     start = time.perf_counter()
     model = random_packed(config, form, towers)
     if compiled:

@@ -13,13 +13,21 @@ KEPT = 2**29  # bytes that may lie free at its end
 OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
+def give_back() -> None:
+    """Return to the system what the process has freed, where the C library can."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def keep_freed() -> bool:
-    """Let the process keep what it frees for its next tensors; whether it does. Left alone where the user has set an
-    allocator's variables, and where the C library has no such settings.
+    """Let the process keep what it frees from now on for its next tensors; whether it does. What it freed before is
+    given back. Left alone where the user has set an allocator's variables, and where the C library has no such
+    settings.
     """
     if any(name in os.environ for name in OWN):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
+    give_back()
     return bool(mallopt(MMAP_THRESHOLD, LARGEST)) and bool(mallopt(TRIM_THRESHOLD, KEPT))

@@ -22,7 +22,7 @@ from omni.attention import Attention
 from omni.backbone import Block, RMSNorm
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, MLPConfig, MoE, MoEConfig
-from omni.packed import STACKS, Eight, PackedExperts, PackedLinear, Rows, Stack
+from omni.packed import STACKS, Eight, PackedExperts, PackedLinear, Rows
 from omni.products import Matrix, kept, times
 from omni.strips import Strips
 
@@ -89,14 +89,6 @@ def matrix_of(linear: nn.Module | None) -> Matrix | None:
             return None
 
 
-def _stacked(stack: Stack | None) -> Matrix | None:
-    """All experts' matrices as one stack."""
-    if stack is None or stack.whole is None:
-        return None
-    first = stack.weights[0]
-    return Matrix(stack.whole, stack.scales, None, first.rows, first.halves if isinstance(first, Strips) else None)
-
-
 def _normed(x: Float[Tensor, "1 width"], weight: Float[Tensor, " width"], eps: float) -> Float[Tensor, " width"]:
     row = x[0].float()
     return kept(row * torch.rsqrt(row.square().mean() + eps) * weight)
@@ -148,7 +140,8 @@ def _mixture(moe: MoE, norm: Tensor, eps: float) -> tuple[Part, ...]:
     c, packed = moe.config, moe.experts
     if not isinstance(packed, PackedExperts) or packed.up_bias is not None or c.router_bias:
         return ()
-    up, gate, down = (_stacked(packed.stacks.get(name)) for name in STACKS)
+    stacks = [packed.stacks.get(name) for name in STACKS]
+    up, gate, down = (None if stack is None else stack.matrix for stack in stacks)
     if up is None or down is None or (c.gated and gate is None):
         return ()
     latent = matrix_of(moe.fc1_latent_proj), matrix_of(moe.fc2_latent_proj)

@@ -32,7 +32,8 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
-from omni.strips import Strips
+from omni.products import Matrix
+from omni.strips import Strips, mixed
 
 Format = Literal["int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -251,6 +252,14 @@ class Stack:
     ) -> None:
         self.weights, self.origin, self.whole, self.scales = list(weights), origin, whole, scales
 
+    @property
+    def matrix(self) -> Matrix | None:
+        """All of them as one, for compiled kernels; None where the weights lie in oneDNN's layout."""
+        if self.whole is None:
+            return None
+        first = self.weights[0]
+        return Matrix(self.whole, self.scales, None, first.rows, first.halves if isinstance(first, Strips) else None)
+
     @classmethod
     def of(cls, weights: Float[Tensor, "experts rows width"], form: Format | None, rows: bool = False) -> Stack:
         """From weights as they were; rows: in no format, they stay row after row."""
@@ -346,7 +355,13 @@ class PackedExperts(nn.Module):
         """As `Experts`; a single token's experts are taken together."""
         if self.abreast is not None and len(x) <= FEW_TOKENS:
             return self.abreast.mix(x, chosen, weights)
-        if len(x) > 1 or self.gate is not None or self.up_bias is not None:
+        plain = self.gate is None and self.up_bias is None
+        if plain and isinstance(self.up[0], Strips) and len(x) <= FEW:
+            up, down = self.stacks["up_proj"].matrix, self.stacks["down_proj"].matrix
+            assert up is not None
+            assert down is not None
+            return mixed(x, chosen, weights, up, down)
+        if len(x) > 1 or not plain:
             return mix_experts(x, chosen, weights, self)
         numbers = chosen[0].tolist()
         hidden = relu2(torch.cat([self.up[number].linear(x, None) for number in numbers]))

@@ -11,12 +11,13 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import BFloat16, Float, UInt8
+from jaxtyping import BFloat16, Float, Int, UInt8
 from torch import Tensor
 
-from omni.products import HIGH, LOW, MIDDLE, Kernel, Matrix, compiled, times
+from omni.ops import relu2
+from omni.products import HIGH, LOW, MIDDLE, OPTIONS, Kernel, Matrix, kept, times
 
-FEW = 4  # rows up to which reading the codes for each costs less than to unpack them
+FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
 PART = 2**22  # weights unpacked at a time: they stay in the cache until they are multiplied
 
 
@@ -43,7 +44,7 @@ class Strips:
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """As `F.linear`: a few rows as integers of 16 bits, many in bfloat16."""
         if len(x) <= FEW:
-            out = torch.stack([_kernel(_one, *self.codes.shape)(row, *self.matrix) for row in x.float()])
+            out = _kernel(_times, len(x) > 1, *self.codes.shape)(_any_number(x.float()), *self.matrix)
         else:
             narrow, (_, blocks, half, _) = x.bfloat16(), self.codes.shape
             parts = -(-blocks * 2 * half * self.width // PART)
@@ -83,7 +84,28 @@ def strips(
     return codes, made
 
 
-def _one(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halves: bool) -> Tensor:
+def mixed(
+    x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], shares: Float[Tensor, "tokens top_k"],
+    up: Matrix, down: Matrix,
+) -> Float[Tensor, "tokens width"]:  # fmt: skip
+    """Each of a few tokens through the experts it chose, squared ReLU between; stacks of Strips."""
+    kernel = _kernel(_mixed, len(x) > 1, *up.weight.shape, *down.weight.shape, chosen.shape[1])
+    return kernel(*map(_any_number, (x.float(), chosen, shares.float())), up, down).to(x.dtype)
+
+
+def _any_number(rows: Tensor) -> Tensor:
+    """Rows for which a kernel is to be one for any number of them; for a single one it is another."""
+    if len(rows) > 1:
+        torch._dynamo.mark_dynamic(rows, 0)
+    return rows
+
+
+def _mixed(x: Tensor, chosen: Tensor, shares: Tensor, up: Matrix, down: Matrix) -> Tensor:
+    hidden = times(up.of(chosen), x[:, None])
+    return (times(down.of(chosen), kept(relu2(hidden))) * shares[..., None]).sum(1)
+
+
+def _times(x: Tensor, weight: Tensor, scales: Tensor, bias: None, rows: int, halves: bool) -> Tensor:
     return times(Matrix(weight, scales, bias, rows, halves), x)
 
 
@@ -99,4 +121,4 @@ def _unpack(codes: Tensor, scales: Tensor, halves: bool, dtype: torch.dtype) -> 
 @lru_cache(maxsize=256)
 def _kernel(kernel: Callable[..., Tensor], *shape: int | torch.dtype) -> Kernel:
     """One for each shape, which is compiled by the first call."""
-    return Kernel(compiled(kernel))
+    return Kernel(torch.compile(kernel, fullgraph=True, options=OPTIONS))
