@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from omni.attention import Attention
 from omni.backbone import Backbone, Block
+from omni.heap import give_back
 from omni.kernels import FUSED
 from omni.mamba import Mamba
 from omni.moe import MLP, MoE
@@ -78,6 +79,7 @@ def _lay_in_strips(model: nn.Module) -> None:
     """Put four bits in the layout that kernels read, one matrix or stack of experts after the other, in place."""
     if not INTEGERS:
         return
+    give_back()  # loading has freed gibibytes, for which there may be no room beside the copies
     for module in model.modules():
         if isinstance(module, PackedLinear) and isinstance(module.packed, Four):
             four = module.packed
