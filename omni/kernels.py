@@ -43,8 +43,23 @@ def gated_group_rms_norm(
     """See `ops.gated_group_rms_norm`."""
     if not fast(y):
         return ops.gated_group_rms_norm(y, gate, weight, groups, eps)
-    by_group = F.silu(gate.float()).mul_(y).view(len(y), groups, -1)
-    return F.rms_norm(by_group, by_group.shape[-1:], None, eps).view(y.shape).mul_(weight).to(gate.dtype)
+    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    for part in range(0, len(y), ROWS):
+        rows = slice(part, part + ROWS)
+        by_group = F.silu(gate[rows].float()).mul_(y[rows]).unflatten(-1, (groups, -1))
+        torch.mul(F.rms_norm(by_group, by_group.shape[-1:], None, eps).flatten(-2), weight, out=out[rows])
+    return out
+
+
+def add_skip(
+    y: Float[Tensor, "tokens inner"], x: Float[Tensor, "tokens inner"], skip: Float[Tensor, " inner"]
+) -> Float[Tensor, "tokens inner"]:
+    """y + skip * x, D of Mamba-2, in float32; a prompt's y is overwritten, some tokens at a time."""
+    if not fast(y):
+        return torch.addcmul(y, x.float(), skip)
+    for part in range(0, len(y), ROWS):
+        y[part : part + ROWS].addcmul_(x[part : part + ROWS].float(), skip)
+    return y
 
 
 def causal_conv(
@@ -81,6 +96,7 @@ LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
 
+ROWS = 256  # tokens worked on at a time where several passes follow one another
 FUSED: dict[str, Callable[..., Tensor]] = {}  # twins of passes over a prompt, once `omni.compiled` has made them
 
 
@@ -115,23 +131,21 @@ def selective_scan(
     decay = (dt * a).cumsum(1)  # (chunks, steps, heads), float32
     xdt = x * dt.to(kind)[..., None]  # (chunks, steps, heads, dim)
 
-    # What each chunk adds to the state, and what the state that enters it gives; group by group, heads abreast, and
-    # matrices one behind the other, whose products take half the time
-    left = (decay[:, -1:] - decay).exp_().to(kind)[..., None]
-    ended = torch.empty(groups, len(x), chunk, per_group * dim, dtype=kind)
-    torch.mul(_by_group(xdt, groups), _by_group(left, groups), out=ended.unflatten(-1, (per_group, dim)))
+    # What each chunk adds to the state, and what the state that enters it gives: group by group, so that the states
+    # between chunks stay small, heads abreast, and matrices one behind the other, whose products take half the time
+    left, faded, through = (
+        (decay[:, -1:] - decay).exp_().to(kind)[..., None],
+        decay.exp()[..., None],
+        decay[:, -1].exp(),
+    )
     rows, columns = (value.permute(2, 0, 1, 3).contiguous() for value in (b, c))
-    added = torch.empty(len(x), groups, per_group * dim, b.shape[-1])
-    for group in range(groups):
-        added[:, group] = ended[group].mT @ rows[group]
-    entering, state = _carried(added.view(len(x), heads, dim, -1), decay[:, -1].exp(), state, counts)
-    before = torch.empty(groups, *added.shape[:1], *added.shape[2:], dtype=kind)
-    before.copy_(entering.view(added.shape).transpose(0, 1))
-    y = torch.empty(len(x), chunk, heads, dim)
-    faded = decay.exp()[..., None]
+    y, after = torch.empty(len(x), chunk, heads, dim), torch.empty_like(state)
     for group in range(groups):
         mine = slice(group * per_group, (group + 1) * per_group)
-        given = columns[group] @ before[group].mT
+        ended = (xdt[:, :, mine] * left[:, :, mine]).flatten(2)
+        added = (ended.mT @ rows[group]).float().unflatten(1, (per_group, dim))  # (chunks, heads of it, dim, state)
+        entering, after[:, mine] = _carried(added, through[:, mine], state[:, mine], counts)
+        given = columns[group] @ entering.flatten(1, 2).to(kind).mT
         torch.mul(given.unflatten(-1, (per_group, dim)), faded[:, :, mine], out=y[:, :, mine])
 
     # Inside a chunk: y_i = sum_{j <= i} exp(l_i - l_j) (C_i . B_j) dt_j x_j; a few chunks at a time stay in the cache
@@ -141,12 +155,7 @@ def selective_scan(
         by_head = decay[part].transpose(1, 2).contiguous()  # (chunks, heads, steps)
         weights = weigh(by_head, (columns[:, part] @ rows[:, part].mT).transpose(0, 1))
         y[part] += (weights @ xdt[part].transpose(1, 2)).transpose(1, 2)
-    return from_chunks(y, lengths, counts), state
-
-
-def _by_group(value: Tensor, groups: int) -> Tensor:
-    """(chunks, steps, heads, ...) → (groups, chunks, steps, heads of each, ...)."""
-    return value.unflatten(2, (groups, -1)).movedim(2, 0)
+    return from_chunks(y, lengths, counts), after
 
 
 def _weigh(
@@ -167,7 +176,7 @@ def _carried(added: Tensor, decay: Tensor, state: Tensor, counts: list[int]) -> 
     steps = zip(states, states[1:], added, decay[..., None, None], strict=False)
     for before, after, more, fade in steps:
         torch.addcmul(more, before, fade, out=after)
-    return states[:-1], states[-1:].clone()  # not the whole of them in the memory
+    return states[:-1], states[-1:]
 
 
 def step_conv(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omni.kernels import (
+    add_skip,
     causal_conv,
     fast,
     gated_group_rms_norm,
@@ -153,5 +154,5 @@ class Mamba(nn.Module):
             after = MambaState(history, ssm)
         if state is not None:
             state.replace(after)
-        y = torch.addcmul(y.flatten(1), x.flatten(1).float(), skip)  # (tokens, inner)
+        y = add_skip(y.flatten(1), x.flatten(1), skip)  # (tokens, inner)
         return self.out_proj(gated_group_rms_norm(y, z, self.norm.weight, c.groups, self.eps))

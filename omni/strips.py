@@ -18,7 +18,7 @@ from omni.ops import relu2
 from omni.products import HIGH, LOW, MIDDLE, OPTIONS, Kernel, Matrix, kept, times
 
 FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
-PART = 2**22  # weights unpacked at a time: they stay in the cache until they are multiplied
+PART = 3 * 2**21  # weights unpacked at a time: they stay in the cache until they are multiplied
 
 
 class Strips:
