@@ -7,7 +7,7 @@ decays, sums and the state stay float32. A test holds each twin to its reference
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
@@ -30,7 +30,27 @@ def rms_norm(
     """See `ops.rms_norm`."""
     if not fast(x):
         return ops.rms_norm(x, weight, eps)
-    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+    weight = weight.float()
+    if x.numel() <= FEW_NUMBERS:
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    for rows, made in _pieces(x.view(-1, x.shape[-1]), out.view(-1, x.shape[-1])):
+        wide = rows.float()
+        torch.mul(wide * _steadied(wide, eps), weight, out=made)
+    return out
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of each at a time, so few that what several passes leave to one another stays in the cache."""
+    most = max(1, NUMBERS // tensors[0].shape[-1])
+    return zip(*(tensor.split(most) for tensor in tensors), strict=True)
+
+
+def _steadied(x: Float[Tensor, "*rows width"], eps: float) -> Float[Tensor, "*rows 1"]:
+    """One over the root of the mean square and eps, in one pass over x."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def gated_group_rms_norm(
@@ -44,10 +64,9 @@ def gated_group_rms_norm(
     if not fast(y):
         return ops.gated_group_rms_norm(y, gate, weight, groups, eps)
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    for part in range(0, len(y), ROWS):
-        rows = slice(part, part + ROWS)
-        by_group = F.silu(gate[rows].float()).mul_(y[rows]).unflatten(-1, (groups, -1))
-        torch.mul(F.rms_norm(by_group, by_group.shape[-1:], None, eps).flatten(-2), weight, out=out[rows])
+    for rows, gates, made in _pieces(y, gate, out):
+        by_group = F.silu(gates.float()).mul_(rows).unflatten(-1, (groups, -1))
+        torch.mul(by_group.mul_(_steadied(by_group, eps)).flatten(-2), weight, out=made)
     return out
 
 
@@ -57,8 +76,8 @@ def add_skip(
     """y + skip * x, D of Mamba-2, in float32; a prompt's y is overwritten, some tokens at a time."""
     if not fast(y):
         return torch.addcmul(y, x.float(), skip)
-    for part in range(0, len(y), ROWS):
-        y[part : part + ROWS].addcmul_(x[part : part + ROWS].float(), skip)
+    for rows, more in _pieces(y, x):
+        rows.addcmul_(more.float(), skip)
     return y
 
 
@@ -95,8 +114,8 @@ LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**21  # that are worked on at a 
 LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
 
-
-ROWS = 256  # tokens worked on at a time where several passes follow one another
+NUMBERS = 2**19  # worked on at a time where several passes follow one another
+FEW_NUMBERS = 2**15  # up to which one call costs less than the passes it makes
 FUSED: dict[str, Callable[..., Tensor]] = {}  # twins of passes over a prompt, once `omni.compiled` has made them
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 INTEGERS = platform.machine() in ("x86_64", "AMD64")
 OPTIONS: dict[str, Any] = {
     "assert_indirect_indexing": False,  # a check for each weight of a chosen expert
+    "size_asserts": False,  # of each input, which what calls a kernel has checked: 2 % of a token's time
+    "alignment_asserts": False,
     "cpp.enable_floating_point_contract_flag": "fast",  # a product and a sum in one instruction
 }
 if INTEGERS:  # torch leaves loops over 16 bits to the compiler, and tells it not to make vectors of them
