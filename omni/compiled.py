@@ -25,11 +25,12 @@ from omni.mamba import Mamba
 from omni.moe import MLP, MoE
 from omni.one_token import Law, Part, ending, matrix_of, parts_of
 from omni.packed import BLOCK, HALVES, Four, PackedExperts, PackedLinear, Stack
-from omni.products import INTEGERS, Kernel, Matrix, compiled, prompts, times
+from omni.products import INTEGERS, Fixed, Matrix, prompts, times
 from omni.state import KVState, LayerState, MambaState
 from omni.strips import Strips, strips
 
 COMPILERS = ("c++", "g++", "clang++")
+TAKES = {"nothing": 0, "memory": 2, "mean": 1}  # tensors, by what a part needs
 LONGEST = 6  # parts of a kernel: a call costs a token as much as a small layer, a part costs the compiler seconds
 
 
@@ -56,7 +57,7 @@ def compile_steps(model: nn.Module) -> int:
         elif isinstance(module, Backbone):
             module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], ending(module.norm_f))
     if isinstance(head := getattr(model, "head", None), PackedLinear) and (matrix := matrix_of(head)):
-        head.one = Kernel(compiled(_row), matrix)
+        head.one = _Head(matrix)
     if left:
         logging.getLogger("omni").warning(f"omni: compile: {left} layers stay as they are, in form or biases")
     return count
@@ -71,8 +72,19 @@ def _weigh(
     return (fall.unflatten(1, (scores.shape[1], -1)) * scores[:, :, None]).to(scores.dtype).flatten(1, 2)
 
 
-def _row(x: Float[Tensor, "1 width"], matrix: Matrix) -> Float[Tensor, "1 rows"]:
-    return times(matrix, x[0].float()).to(x.dtype)[None]
+class _Head:
+    """A row times a matrix."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.kernel = Fixed(_row, matrix)
+
+    def __call__(self, x: Float[Tensor, "1 width"]) -> Float[Tensor, "1 rows"]:
+        return self.kernel(x.contiguous())[0]
+
+
+def _row(inputs: tuple[Float[Tensor, "1 width"]], matrix: Matrix) -> tuple[Float[Tensor, "1 rows"]]:
+    (x,) = inputs
+    return (times(matrix, x[0].float()).to(x.dtype)[None],)
 
 
 def _lay_in_strips(model: nn.Module) -> None:
@@ -99,8 +111,8 @@ class _Run:
     def __init__(self, parts: Sequence[tuple[Part, int]], attends: tuple[Attention, int] | None) -> None:
         self.needs = [(part.needs, layer) for part, layer in parts]
         self.attends = attends
-        laws, weights = tuple(part.law for part, _ in parts), [part.weights for part, _ in parts]
-        self.kernel = Kernel(_joined(laws), weights)
+        laws = tuple((part.law, TAKES[part.needs]) for part, _ in parts)
+        self.kernel = Fixed(_joined(laws), [part.weights for part, _ in parts])
 
 
 class _Steps:
@@ -141,23 +153,24 @@ class _Steps:
                 block, layer = run
                 x = block(x, (1,), states[layer])
                 continue
-            given = [_memory(states[layer]) if needs == "memory" else mean if needs == "mean" else ()
-                     for needs, layer in run.needs]  # fmt: skip
-            x, made = run.kernel(x, given)
-            for (needs, layer), tensors in zip(run.needs, made, strict=True):
+            given: list[Tensor] = []
+            for needs, layer in run.needs:
+                given += _memory(states[layer]) if needs == "memory" else mean if needs == "mean" else ()
+            x, *made = run.kernel(x.contiguous(), *given)
+            for needs, layer in run.needs:
                 if needs == "memory" and isinstance(state := states[layer], MambaState):
-                    history, ssm = tensors
+                    history, ssm, *made = made
                     state.replace(MambaState(history[None], ssm[None]))
             if run.attends:
                 attention, layer = run.attends
-                (q, k, v), cache = made[-1], states[layer]
-                mean = (attention.attend(q, k, v, (1,), cache if isinstance(cache, KVState) else None),)
+                (q, k, v), cache = made, states[layer]
+                mean = (attention.attend(q, k, v, (1,), cache if isinstance(cache, KVState) else None).contiguous(),)
         return x
 
 
 def _memory(state: LayerState) -> tuple[Tensor, Tensor]:
     assert isinstance(state, MambaState)
-    return state.history[0], state.ssm[0]  # a batch of one has any stride
+    return state.history[0].contiguous(), state.ssm[0].contiguous()
 
 
 def _alone(block: Block) -> Callable[[Tensor, LayerState], Tensor]:
@@ -167,14 +180,17 @@ def _alone(block: Block) -> Callable[[Tensor, LayerState], Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _joined(laws: tuple[Law, ...]) -> Callable[..., Any]:
-    """One behind the other: of (stream, what each needs beside it, their weights) to the stream and what each made."""
+def _joined(laws: tuple[tuple[Law, int], ...]) -> Callable[..., list[Tensor]]:
+    """One behind the other, each with the number of tensors that it takes beside the stream: of these and the laws'
+    weights to the stream and what each made.
+    """
 
-    def joined(x: Tensor, given: list[tuple[Tensor, ...]], weights: list[tuple[Any, ...]]) -> Any:
-        made: list[list[Tensor]] = []
-        for law, needs, mine in zip(laws, given, weights, strict=True):
-            x, *others = law(x, *needs, *mine)
-            made.append(others)
-        return x, made
+    def joined(inputs: Sequence[Tensor], weights: Sequence[tuple[Any, ...]]) -> list[Tensor]:
+        x, *given = inputs
+        made: list[Tensor] = []
+        for (law, takes), mine in zip(laws, weights, strict=True):
+            x, *others = law(x, *given[:takes], *mine)
+            given, made = given[takes:], made + others
+        return [x, *made]
 
-    return compiled(joined)
+    return joined
