@@ -145,6 +145,7 @@ def measure(
     for tokens in contexts:
         embeddings = model.look_up(torch.randint(0, config.backbone.vocabulary, (new,)))
         after[tokens] = statistics.median(writes(model, filled_state(model, tokens), embeddings, repeats)) / new
+    here = here.best(machine())
     weights = touched(model)
     all_touched = weights + touched_beside(model, filled_state(model, prompt))
     usable = max(here.products["float32"], here.products["bfloat16"])
