@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -53,11 +53,6 @@ class Machine:
     read: float
     products: dict[str, float]
 
-    def best(self, other: Machine) -> Machine:
-        """The higher of each ceiling: a shared machine has slow minutes, and a share of a slow one would flatter."""
-        products = {name: max(rate, other.products[name]) for name, rate in self.products.items()}
-        return Machine(threads=self.threads, read=max(self.read, other.read), products=products)
-
     def words(self) -> str:
         """For people."""
         products = ", ".join(f"{name} {rate:.0f}" for name, rate in self.products.items())
@@ -84,7 +79,7 @@ class Speed:
 
 
 def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
-    """Measure the ceilings; see `Machine.best` for more than one look at them."""
+    """Measure the ceilings."""
     large = torch.ones(read_bytes // 4)
     read = large.nbytes / min(timed(large.sum, 5)) / 1e9
     found: dict[str, float] = {}
@@ -94,6 +89,13 @@ def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
     a, b = (torch.ones(size, size, dtype=torch.int8) for _ in range(2))
     found["int8"] = 2 * size**3 / min(timed(lambda: torch.ops.aten._int_mm(a, b), 5)) / 1e9
     return Machine(threads=torch.get_num_threads(), read=read, products=found)
+
+
+def typical(looks: Sequence[Machine]) -> Machine:
+    """The median of each ceiling over a run: a shared machine's read bandwidth halves and doubles within minutes."""
+    products = {name: statistics.median(look.products[name] for look in looks) for name in looks[0].products}
+    read = statistics.median(look.read for look in looks)
+    return Machine(threads=looks[0].threads, read=read, products=products)
 
 
 def work(config: OmniConfig) -> float:
@@ -156,7 +158,7 @@ def measure(
     Raises ValueError where ours does not agree with its reference.
     """
     check_twins(config)
-    here, found = machine(), []
+    looks, found = [machine()], []
     forms: tuple[Format | None, ...] = (None, "int8", "int4")
     for form, fused in product(forms, (False, True) if compiled else (False,)):
         model = random_model(config)
@@ -166,7 +168,8 @@ def measure(
         read, write, spent = ours(model, prompt, new, repeats)
         found.append((form, fused, read, write, touched(model), None if fused else spent().outside))
         del model
-        here = here.best(machine())
+        looks.append(machine())
+    here = typical(looks)
     speeds: list[Speed] = []
     for form, fused, read, write, moved, outside in found:
         prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
