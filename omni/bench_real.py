@@ -128,7 +128,7 @@ def measure(
     if not contexts:
         raise ValueError("bench: no context came; pass at least one, such as 1024")
     check_twins(one_of_each(config))
-    looks = [machine()]
+    before = machine()
     give_back()  # what the checks took is not the model's
     start = time.perf_counter()
     model = random_packed(config, form, towers)
@@ -138,16 +138,15 @@ def measure(
     built, held = time.perf_counter() - start, resident()[0]
     error = check_products(model)
     encoded = encode(model)
-    looks.append(machine())
     reading, writing, look = ours(model, prompt, new, repeats)
-    looks.append(machine())
-    here = typical(looks)
     spent = look()
     prefill, decode = prompt / statistics.median(reading), new / statistics.median(writing)
     after: dict[int, float] = {}
     for tokens in contexts:
         embeddings = model.look_up(torch.randint(0, config.backbone.vocabulary, (new,)))
         after[tokens] = statistics.median(writes(model, filled_state(model, tokens), embeddings, repeats)) / new
+    peak = resident()[1]
+    here = typical([before, machine(), machine()])
     weights = touched(model)
     all_touched = weights + touched_beside(model, filled_state(model, prompt))
     usable = max(here.products["float32"], here.products["bfloat16"])
@@ -158,7 +157,7 @@ def measure(
         error=error,
         built=built,
         held=held,
-        peak=resident()[1],
+        peak=peak,
         encoded=encoded,
         prompt=prompt,
         prefill=prefill,
