@@ -18,7 +18,7 @@ from omni.mamba import MambaConfig
 from omni.model import OmniModel
 from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
 from omni.packed import Format, pack
-from omni.products import Matrix, times
+from omni.products import Fixed, Matrix, times
 from omni.strips import FEW, Strips, strips
 
 EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=32, scale=2.5)
@@ -211,3 +211,19 @@ def test_a_prompt_in_fused_passes_is_the_plain_one() -> None:
     kernels.FUSED["weigh"] = weigh
     for mine, other in zip(made, wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_is_compiled_once_for_all_layers_of_a_shape_and_for_each_dtype() -> None:
+    traced: list[torch.dtype] = []
+
+    def law(inputs: tuple[torch.Tensor], weights: tuple[torch.Tensor, int]) -> tuple[torch.Tensor, ...]:
+        traced.append(inputs[0].dtype)
+        return (inputs[0] * weights[0] + weights[1], inputs[0] - 1)
+
+    layers = [Fixed(law, (torch.randn(8), number)) for number in (2, 2, 3)]
+    for layer in layers:
+        for x in (torch.randn(1, 8), torch.randn(1, 8), torch.randn(1, 8).bfloat16()):
+            for made, wanted in zip(layer(x), law((x,), layer.weights), strict=True):
+                torch.testing.assert_close(made, wanted)
+            traced.pop()  # what was wanted
+    assert traced == [torch.float32, torch.bfloat16] * 2  # the number is another kernel's, other weights are not

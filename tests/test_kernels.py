@@ -60,6 +60,13 @@ def test_the_convolution_equals_its_reference(dtype: torch.dtype, lengths: tuple
 def test_norms_equal_their_references(dtype: torch.dtype) -> None:
     x, weight, y = randn(37, 96, dtype=dtype), randn(96, dtype=dtype), randn(37, 96)
     close(kernels.rms_norm(x, weight, 1e-5), ops.rms_norm(x, weight, 1e-5), dtype)
+    long = randn(3, 2500, 96, dtype=dtype)  # in pieces, the last of them smaller
+    before = long.clone()
+    close(kernels.rms_norm(long, weight, 1e-5), ops.rms_norm(long, weight, 1e-5), dtype)
+    assert torch.equal(long, before)
+    skip = randn(96)
+    wanted = long[0].float() + skip * long[1].float()
+    close(kernels.add_skip(long[0].to(torch.float32, copy=True), long[1], skip), wanted, torch.float32)
     made, wanted = (of.gated_group_rms_norm(y, x, weight, 3, 1e-5) for of in (kernels, ops))
     close(made, wanted, dtype)
 
