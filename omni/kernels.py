@@ -113,7 +113,6 @@ MANY_KEYS = 2048  # from which one query's products by head are faster than torc
 LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**21  # that are worked on at a time, and the scores held meanwhile
 LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
-
 NUMBERS = 2**19  # worked on at a time where several passes follow one another
 FEW_NUMBERS = 2**15  # up to which one call costs less than the passes it makes
 FUSED: dict[str, Callable[..., Tensor]] = {}  # twins of passes over a prompt, once `omni.compiled` has made them
@@ -152,11 +151,8 @@ def selective_scan(
 
     # What each chunk adds to the state, and what the state that enters it gives: group by group, so that the states
     # between chunks stay small, heads abreast, and matrices one behind the other, whose products take half the time
-    left, faded, through = (
-        (decay[:, -1:] - decay).exp_().to(kind)[..., None],
-        decay.exp()[..., None],
-        decay[:, -1].exp(),
-    )
+    left, faded = (decay[:, -1:] - decay).exp_().to(kind)[..., None], decay.exp()[..., None]
+    through = decay[:, -1].exp()
     rows, columns = (value.permute(2, 0, 1, 3).contiguous() for value in (b, c))
     y, after = torch.empty(len(x), chunk, heads, dim), torch.empty_like(state)
     for group in range(groups):

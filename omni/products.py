@@ -65,19 +65,19 @@ def prompts(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Kernel:
-    """A kernel with a layer's weights. It is compiled by its first call, under one mode and one setting, so that
-    nothing is compiled twice; what follows goes straight to it.
+    """A kernel that is compiled by its first call, under one mode and one setting, so that nothing is compiled twice;
+    what follows goes straight to it.
     """
 
-    def __init__(self, kernel: Callable[..., Any], *weights: Any) -> None:
-        self.kernel, self.weights, self.warm = kernel, weights, False
+    def __init__(self, kernel: Callable[..., Any]) -> None:
+        self.kernel, self.warm = kernel, False
 
     def __call__(self, *inputs: Any) -> Any:
         if self.warm and torch.is_inference_mode_enabled():
-            return self.kernel(*inputs, *self.weights)
+            return self.kernel(*inputs)
         with torch.inference_mode(), torch._dynamo.config.patch(SETTINGS):
             self.warm = True
-            return self.kernel(*inputs, *self.weights)
+            return self.kernel(*inputs)
 
 
 class Fixed:
