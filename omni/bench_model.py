@@ -32,6 +32,7 @@ from omni.mamba import MambaConfig
 from omni.model import OmniModel
 from omni.moe import MoEConfig
 from omni.packed import Format, pack
+from omni.precision import multiplied_in
 
 PATTERN = "MEMEM*EMEMEM*EME"
 BLOCKS: dict[str, BlockConfig] = {
@@ -42,6 +43,7 @@ BLOCKS: dict[str, BlockConfig] = {
 HYBRID = OmniConfig(
     backbone=BackboneConfig(width=1024, vocabulary=49152, blocks=tuple(BLOCKS[letter] for letter in PATTERN))
 )
+NUMBER_BY_NUMBER = 8  # GFLOP/s, at most, of products that torch has no kernel for
 CLOSE = 1e-4  # of the logits' norm, in float32: in bfloat16, rounding alone sends tokens to other experts
 
 
@@ -53,6 +55,11 @@ class Machine:
     read: float
     products: dict[str, float]
 
+    @property
+    def usable(self) -> float:
+        """GFLOP/s in bfloat16, or in float32 where that is faster."""
+        return max(self.products["float32"], self.products["bfloat16"])
+
     def words(self) -> str:
         """For people."""
         products = ", ".join(f"{name} {rate:.0f}" for name, rate in self.products.items())
@@ -63,7 +70,7 @@ class Machine:
 class Speed:
     """Tokens a second of reading a prompt and of writing after it, medians; spread: (max - min) / median.
 
-    share_of_products: of the bfloat16 ceiling; share_of_reads: of the machine's; outside_products: the share of the
+    share_of_products: of the best usable ceiling; share_of_reads: of the machine's; outside_products: the share of the
     time of writing that is spent outside matrix products. None for other engines; the last also where compiled
     kernels hide it.
     """
@@ -79,16 +86,24 @@ class Speed:
 
 
 def machine(size: int = 2048, read_bytes: int = 2**28) -> Machine:
-    """Measure the ceilings."""
+    """Measure the ceilings; of a dtype in which torch multiplies number by number, with smaller matrices."""
     large = torch.ones(read_bytes // 4)
     read = large.nbytes / min(timed(large.sum, 5)) / 1e9
-    found: dict[str, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-        found[str(dtype).removeprefix("torch.")] = 2 * size**3 / min(timed(lambda x=x, w=weight: x @ w, 5)) / 1e9
-    a, b = (torch.ones(size, size, dtype=torch.int8) for _ in range(2))
-    found["int8"] = 2 * size**3 / min(timed(lambda: torch.ops.aten._int_mm(a, b), 5)) / 1e9
+    found = {
+        str(dtype).removeprefix("torch."): _rate(dtype, size) for dtype in (torch.float32, torch.bfloat16, torch.int8)
+    }
     return Machine(threads=torch.get_num_threads(), read=read, products=found)
+
+
+def _rate(dtype: torch.dtype, size: int) -> float:
+    multiply = torch.mm if dtype.is_floating_point else torch.ops.aten._int_mm
+    rate = 0.0
+    for side in (256, size):
+        matrix = torch.ones(side, side, dtype=dtype)
+        rate = 2 * side**3 / min(timed(lambda m=matrix: multiply(m, m), 5)) / 1e9
+        if rate < NUMBER_BY_NUMBER:
+            break
+    return rate
 
 
 def typical(looks: Sequence[Machine]) -> Machine:
@@ -152,6 +167,8 @@ def measure(
     compiled: bool = False,
 ) -> tuple[Machine, list[Speed]]:
     """Ours in bfloat16, int8 and int4, then transformers and llama.cpp where they are installed, on the same weights.
+    On a processor that is slow in bfloat16 what is not weights is in float32, as `load` has it; one more format,
+    float32 throughout, is measured there, and it is transformers'.
 
     compiled: each format also with single tokens compiled (`omni.compiled`).
 
@@ -159,28 +176,33 @@ def measure(
     """
     check_twins(config)
     looks, found = [machine()], []
-    forms: tuple[Format | None, ...] = (None, "int8", "int4")
-    for form, fused in product(forms, (False, True) if compiled else (False,)):
-        model = random_model(config)
+    working = multiplied_in(torch.bfloat16)
+    forms: list[tuple[str, torch.dtype, Format | None]] = [
+        ("bf16", torch.bfloat16, None), ("int8", working, "int8"), ("int4", working, "int4")
+    ]  # fmt: skip
+    if working == torch.float32:
+        forms.insert(0, ("f32", working, None))
+    for (name, dtype, form), fused in product(forms, (False, True) if compiled else (False,)):
+        model = random_model(config).to(dtype)
         pack(model, form, rows=fused)
         if fused:
             compile_steps(model)
         read, write, spent = ours(model, prompt, new, repeats)
-        found.append((form, fused, read, write, touched(model), None if fused else spent().outside))
+        found.append((name, fused, read, write, touched(model), None if fused else spent().outside))
         del model
         looks.append(machine())
     here = typical(looks)
     speeds: list[Speed] = []
-    for form, fused, read, write, moved, outside in found:
+    for name, fused, read, write, moved, outside in found:
         prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
         speeds.append(
             Speed(
                 engine="omni, compiled" if fused else "omni",
-                format=form or "bf16",
+                format=name,
                 prefill=prefill,
                 decode=decode,
                 spread=spread(read, write),
-                share_of_products=prefill * work(config) / here.products["bfloat16"],
+                share_of_products=prefill * work(config) / here.usable,
                 share_of_reads=decode * moved / 1e9 / here.read,
                 outside_products=outside,
             )
@@ -189,17 +211,19 @@ def measure(
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             random_model(config).save_pretrained(folder / "checkpoint")
-            speeds += transformers_speed(folder / "checkpoint", prompt, new, repeats)
+            speeds += transformers_speed(folder / "checkpoint", prompt, new, repeats, working)
             speeds += llama_speeds(folder, config.backbone.vocabulary, prompt, new, repeats)
     return here, speeds
 
 
 @torch.inference_mode()
-def transformers_speed(folder: Path, prompt: int, new: int, repeats: int) -> Iterator[Speed]:
-    """transformers on the same checkpoint, in bfloat16 with its cache."""
+def transformers_speed(
+    folder: Path, prompt: int, new: int, repeats: int, dtype: torch.dtype = torch.bfloat16
+) -> Iterator[Speed]:
+    """transformers on the same checkpoint, with its cache."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     ids = torch.randint(0, model.config.vocab_size, (1, prompt + new))
     cache: Any = None
 
@@ -217,7 +241,7 @@ def transformers_speed(folder: Path, prompt: int, new: int, repeats: int) -> Ite
         writing.append(time.perf_counter() - start)
     yield Speed(
         engine="transformers",
-        format="bf16",
+        format="bf16" if dtype == torch.bfloat16 else "f32",
         prefill=prompt / statistics.median(reading),
         decode=new / statistics.median(writing),
         spread=spread(reading, writing),

@@ -31,11 +31,12 @@ from omni.packed import (
     Four,
     PackedExperts,
     PackedLinear,
-    Plain,
     Stack,
     Weight,
+    packed,
 )
 from omni.packed import widen as keep_wide
+from omni.precision import multiplied_in
 from omni.projector import ProjectorConfig
 
 BLOCKS: dict[str, BlockConfig] = {
@@ -161,10 +162,12 @@ def random_packed(
 ) -> OmniModel:
     """A packed model, made without the weights it might have been packed from, of standard deviation 0.02.
 
-    form: of backbone and head; towers: of both towers and their projectors; None: bfloat16. The most that is held
-    beside the model is one matrix.
+    form: of backbone and head; towers: of both towers and their projectors; None: bfloat16. Beside weights in four or
+    eight bits all else is in bfloat16 too, or in float32 where that is slow. The most that is held beside the model is
+    one matrix.
     """
     torch.manual_seed(seed)
+    beside = torch.bfloat16 if form is None else multiplied_in(torch.bfloat16)
     with torch.device("meta"):
         model = OmniModel(config)
     noise = _Noise()
@@ -172,9 +175,7 @@ def random_packed(
         for leaf, child in list(module.named_children()):
             kind = towers if f"{path}.{leaf}".lstrip(".").partition(".")[0] in TOWERS else form
             if isinstance(child, nn.Linear):
-                bias = (
-                    None if child.bias is None else torch.empty(child.bias.shape, dtype=torch.bfloat16).normal_(std=STD)
-                )
+                bias = None if child.bias is None else torch.empty(child.bias.shape, dtype=beside).normal_(std=STD)
                 weight = noise.weight(child.weight.shape, kind)
                 setattr(module, leaf, PackedLinear(weight, bias, _origin(child.weight, weight)))
             elif isinstance(child, Experts):
@@ -182,13 +183,13 @@ def random_packed(
     for module in model.modules():
         for name, value in list(module.named_parameters(recurse=False)):
             if value.is_meta:
-                made = torch.empty(value.shape, dtype=torch.bfloat16)
+                made = torch.empty(value.shape, dtype=beside)
                 draw(name, made)
                 module.register_parameter(name, nn.Parameter(made, requires_grad=False))
         for name, value in list(module.named_buffers(recurse=False)):
             if value.is_meta:
                 floating = value.dtype.is_floating_point
-                made = torch.empty(value.shape, dtype=torch.bfloat16 if floating else value.dtype)
+                made = torch.empty(value.shape, dtype=beside if floating else value.dtype)
                 draw(name, made, buffer=True)
                 module.register_buffer(name, made)
     keep_wide(model)
@@ -231,7 +232,7 @@ class _Noise:
         if form is not None:
             codes = self.bytes((rows, width)).view(torch.int8).clamp_(min=-127)
             return Eight(codes, (torch.empty(rows).uniform_(0.8, 1.2) * STD / 73.6).bfloat16())
-        return Plain(torch.empty(rows, width, dtype=torch.bfloat16).normal_(std=STD))
+        return packed(torch.empty(rows, width, dtype=torch.bfloat16).normal_(std=STD), None)
 
     def experts(self, experts: Experts, form: Format | None) -> PackedExperts:
         """As packed from these."""

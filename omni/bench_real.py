@@ -26,10 +26,10 @@ from omni.config import OmniConfig
 from omni.heap import give_back, keep_freed
 from omni.model import OmniModel
 from omni.packed import FEW, Format, PackedExperts, PackedLinear, Weight
+from omni.precision import multiplied_in
 from processors.batch import Media
 
 CLOSE = 2e-3  # of a product's norm, to which it is rounded: inputs and outputs are bfloat16
-ROWS = {1: torch.float32, 4 * FEW: torch.bfloat16}  # of one the codes are multiplied, for many unpacked into bfloat16
 PATCHES, FRAMES = 1024, 1000  # of the picture and the sound that both towers see and hear
 
 
@@ -79,8 +79,10 @@ def check_products(model: OmniModel) -> float:
         for weight in weights:
             found.setdefault((weight.rows, weight.width), weight)
     worst = 0.0
+    # of one row the codes are multiplied, for many unpacked
+    kinds = {1: torch.float32, 4 * FEW: multiplied_in(torch.bfloat16)}
     for (rows, width), weight in found.items():
-        for count, dtype in ROWS.items():
+        for count, dtype in kinds.items():
             x = torch.randn(count, width).bfloat16()
             wanted = x.float() @ weight.dense(dtype).float().t()
             error = float((weight.linear(x, None).float() - wanted).norm() / wanted.norm())
@@ -149,7 +151,6 @@ def measure(
     here = typical([before, machine(), machine()])
     weights = touched(model)
     all_touched = weights + touched_beside(model, filled_state(model, prompt))
-    usable = max(here.products["float32"], here.products["bfloat16"])
     return here, Real(
         layers=pattern(config.backbone.blocks),
         format=form or "bf16",
@@ -161,7 +162,7 @@ def measure(
         encoded=encoded,
         prompt=prompt,
         prefill=prefill,
-        share_of_products=prefill * work(config) / usable,
+        share_of_products=prefill * work(config) / here.usable,
         decode=decode,
         touched_weights=weights,
         touched=all_touched,

@@ -1,8 +1,9 @@
 """Fast twins of `ops` for reading and writing on a CPU, under the same names and with the same arguments.
 
 Chosen here and nowhere else: where gradients are wanted, and on other devices, the reference runs. Products are taken
-in the dtype of x, b and c (bfloat16 is four times as fast as float32 where the processor has instructions for it);
-decays, sums and the state stay float32. A test holds each twin to its reference: 1e-5 in float32, 1e-2 in bfloat16.
+in the dtype of x, b and c (bfloat16 is four times as fast as float32 where the processor has instructions for it, and
+where it is slow float32 takes its place); decays, sums and the state stay float32. A test holds each twin to its
+reference: 1e-5 in float32, 1e-2 in bfloat16.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from omni import ops
 from omni.ops import Lengths, carry, from_chunks, to_chunks
+from omni.precision import multiplied_in
 
 
 def fast(x: Tensor) -> bool:
@@ -91,12 +93,12 @@ def causal_conv(
     """See `ops.causal_conv`: one depthwise convolution, channels last, over all sequences behind their histories."""
     if not fast(x):
         return ops.causal_conv(x, weight, bias, lengths, history)
-    past, weight = weight.shape[1] - 1, weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
+    past, kind = weight.shape[1] - 1, multiplied_in(x.dtype)
+    weight, bias = weight.to(kind), None if bias is None else bias.to(kind)
     parts: list[Tensor] = []
     for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
         parts += [before, rows]
-    extended = torch.cat(parts)
+    extended = torch.cat(parts).to(kind)
     image = extended[None, None].permute(0, 3, 1, 2)  # (1, channels, 1, tokens), channels last in memory
     out = F.conv2d(image, weight[:, None, None], bias, groups=len(weight)).permute(0, 2, 3, 1)[0, 0]
     starts = [0]
@@ -105,7 +107,7 @@ def causal_conv(
     if len(lengths) > 1:
         out = torch.cat([out[start : start + n] for start, n in zip(starts, lengths, strict=False)])
     ends = torch.stack([extended[end - past : end] for end in starts[1:]])
-    return F.silu(out, inplace=True), ends.float()
+    return F.silu(out, inplace=True).to(x.dtype), ends.float()
 
 
 FEW_QUERIES = 8
@@ -138,7 +140,8 @@ def selective_scan(
     """See `ops.selective_scan`: every sum over steps or states is a product of matrices, of B and C by group."""
     if not fast(x):
         return ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, chunk)
-    kind = x.dtype
+    kind = multiplied_in(x.dtype)
+    x, b, c = x.to(kind), b.to(kind), c.to(kind)
     chunk = min(chunk, LONGEST_CHUNK, max(lengths))
     counts = [-(-length // chunk) for length in lengths]
     x, dt, b, c = (to_chunks(value, lengths, counts, chunk) for value in (x, dt, b, c))
@@ -298,11 +301,12 @@ def _attention_by_head(
     q: Float[Tensor, "1 heads dim"], k: Float[Tensor, "kv_heads keys dim"], v: Float[Tensor, "kv_heads keys dim"]
 ) -> Float[Tensor, "1 heads dim"]:
     """Two products and a softmax between for each head of keys: all threads read it together."""
-    rows = (q * q.shape[-1] ** -0.5).view(len(k), -1, q.shape[-1])
+    kind = multiplied_in(q.dtype)
+    rows = (q * q.shape[-1] ** -0.5).view(len(k), -1, q.shape[-1]).to(kind)
     out = torch.empty_like(rows)
     for head, mixed in enumerate(out):
-        torch.mm((rows[head] @ k[head].t()).softmax(-1), v[head], out=mixed)
-    return out.view(q.shape)
+        torch.mm((rows[head] @ k[head].to(kind).t()).softmax(-1), v[head].to(kind), out=mixed)
+    return out.view(q.shape).to(q.dtype)
 
 
 def _blocked_attention(
@@ -310,7 +314,8 @@ def _blocked_attention(
 ) -> Float[Tensor, "queries heads dim"]:
     """Some queries at a time, against the keys that the last of them sees: two products and a softmax between."""
     queries, (kv_heads, keys, dim) = len(q), k.shape
-    out, q = torch.empty_like(q), (q * dim**-0.5).view(queries, kv_heads, -1, dim)
+    kind, out = multiplied_in(q.dtype), torch.empty_like(q)
+    q, k, v = (q * dim**-0.5).view(queries, kv_heads, -1, dim).to(kind), k.to(kind), v.to(kind)
     each = q.shape[2]
     block = min(MOST_QUERIES, max(LEAST_QUERIES, SCORES // (each * keys)))
     for start in range(0, queries, block):

@@ -9,6 +9,9 @@ int8   a scale for each output row, symmetric, and in bfloat16: products in that
 int4   codes with a scale and a zero for each group of 64 (else 32) inputs. A few rows take torch's int4 kernel; for
        many the codes are unpacked likewise, into bfloat16.
 
+On a processor that is slow in half precision (`omni.precision`) products of many rows are float32's, and weights in
+bfloat16 stay row after row: oneDNN has no layout for them there.
+
 In int4 a model's towers and their projectors take int8: they are few of its bytes, and their rounding is what its
 answers suffer from (`form_of`). A packed model reads and writes; it is not trained. `dense` gives each weight back, in
 four and eight bits as rounded.
@@ -32,6 +35,7 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
+from omni.precision import multiplied_in
 from omni.products import Matrix
 from omni.strips import Strips, mixed
 
@@ -43,7 +47,7 @@ HALVES = CAPABILITY in ("AVX512", "AVX2")  # a byte holds rows half a block apar
 FILLED = 64  # rows are filled up to a multiple of this
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
 FEW = 16  # rows up to which the int4 kernel is faster than unpacking
-FEW_EIGHTS = 8  # and the int8 kernel
+FEW_EIGHTS = 8  # and the int8 kernel, and a product in slow half precision
 LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
 STACKS = ("up_proj", "gate_proj", "down_proj")
@@ -77,7 +81,7 @@ class Plain:
 
 
 class Rows:
-    """The weight itself, row after row: for `omni.compiled`, whose kernels read it so."""
+    """The weight itself, row after row: for `omni.compiled`, whose kernels read it so, and in slow half precision."""
 
     def __init__(self, weight: Float[Tensor, "rows width"]) -> None:
         self.rows, self.width = weight.shape
@@ -85,8 +89,12 @@ class Rows:
         self.nbytes = weight.nbytes
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
-        """As `F.linear`."""
-        return F.linear(x, self.weight, bias)
+        """As `F.linear`; many rows in slow half precision as float32, and x may be in that."""
+        kind = multiplied_in(x.dtype)
+        if x.dtype == self.weight.dtype and (kind == x.dtype or len(x) <= FEW_EIGHTS):
+            return F.linear(x, self.weight, bias)
+        parts = (part.to(kind) for part in self.weight.split(max(1, UNPACKED // self.width)))
+        return _by_parts(x, parts, bias, kind)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """The same numbers again."""
@@ -113,12 +121,10 @@ class Eight:
             if narrow.data_ptr() % ALIGNED:  # the kernel ends the process at an address in between
                 narrow = narrow.clone()
             out = _EIGHT(narrow, self.codes, self.scale)
-        else:
-            most, scale = max(1, UNPACKED // self.width), self.scale.to(x.dtype)[:, None]
-            unpacked = zip(self.codes.split(most), scale.split(most), strict=True)
-            parts = [x @ part.to(x.dtype).mul_(fine).t() for part, fine in unpacked]
-            out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return (out if bias is None else out.add_(bias)).to(x.dtype)
+            return (out if bias is None else out.add_(bias)).to(x.dtype)
+        most, kind = max(1, UNPACKED // self.width), multiplied_in(x.dtype)
+        unpacked = zip(self.codes.split(most), self.scale.to(kind)[:, None].split(most), strict=True)
+        return _by_parts(x, (part.to(kind).mul_(fine) for part, fine in unpacked), bias, kind)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """code * scale."""
@@ -158,12 +164,13 @@ class Four:
         return cls(packed, torch.stack((scale, zero), -1).transpose(0, 1).contiguous(), rows, width)
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
-        """In bfloat16, whatever x is in."""
-        narrow = x.bfloat16()
+        """In bfloat16, whatever x is in; many rows in float32 where that is slow."""
         if len(x) <= FEW:
-            out = _FOUR(narrow, self.packed, self.group, self.scales)[:, : self.rows]
+            out = _FOUR(x.bfloat16(), self.packed, self.group, self.scales)[:, : self.rows]
         else:
-            out = torch.cat([narrow @ part for part in self._unpacked()], 1)[:, : self.rows]
+            kind = multiplied_in(torch.bfloat16)
+            narrow = x.to(kind)
+            out = torch.cat([narrow @ part for part in self._unpacked(kind)], 1)[:, : self.rows]
         return (out if bias is None else out + bias).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
@@ -189,6 +196,19 @@ class Four:
             yield torch.addcmul(zero, codes.to(dtype), scale).view(self.width, -1)
 
 
+def _by_parts(
+    x: Float[Tensor, "tokens width"],
+    parts: Iterator[Float[Tensor, "part width"]],
+    bias: Tensor | None,
+    kind: torch.dtype,
+) -> Float[Tensor, "tokens rows"]:
+    """As `F.linear`, by a weight whose parts are made in a dtype, one after the other."""
+    wide = x.to(kind)
+    made = [wide @ part.t() for part in parts]
+    out = made[0] if len(made) == 1 else torch.cat(made, 1)
+    return (out if bias is None else out.add_(bias)).to(x.dtype)
+
+
 _POINTWISE = torch.ops.mkldnn._linear_pointwise.default
 _EIGHT = torch.ops.aten._weight_int8pack_mm.default
 _FOUR = torch.ops.aten._weight_int4pack_mm_for_cpu.default
@@ -200,7 +220,7 @@ Weight = Plain | Rows | Eight | Four | Strips
 def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
     """A weight in a format; int8 where int4's groups do not divide its width."""
     if form is None:
-        return Plain(weight)
+        return Plain(weight) if multiplied_in(weight.dtype) == weight.dtype else Rows(weight.contiguous())
     if form == "int4" and any(weight.shape[1] % size == 0 for size in GROUPS):
         return Four.of(weight)
     return Eight.of(weight)
@@ -297,8 +317,8 @@ class Abreast:
 
     def __init__(self, up: Float[Tensor, "experts hidden width"], down: Float[Tensor, "experts width hidden"]) -> None:
         self.experts = len(up)
-        self.up = Plain(up.flatten(0, 1))
-        self.down = Plain(down.transpose(0, 1).flatten(1).contiguous())
+        self.up = packed(up.flatten(0, 1), None)
+        self.down = packed(down.transpose(0, 1).flatten(1), None)
 
     def mix(self, x: Float[Tensor, "tokens width"], chosen: Int[Tensor, "tokens top_k"], weights: Tensor) -> Tensor:
         """As `Experts.mix`."""

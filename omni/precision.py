@@ -31,6 +31,12 @@ def slowness(dtype: torch.dtype, size: int = 192) -> float:
         torch.set_num_threads(threads)
 
 
+def multiplied_in(dtype: torch.dtype) -> torch.dtype:
+    """What large matrices of a dtype are multiplied in on this CPU: float32 where it is slow in theirs."""
+    slow = dtype in (torch.bfloat16, torch.float16) and slowness(dtype) > SLOW
+    return torch.float32 if slow else dtype
+
+
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies matrices in bfloat16 clearly faster than in float32."""
     return slowness(torch.bfloat16) < FAST

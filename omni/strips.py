@@ -15,6 +15,7 @@ from jaxtyping import BFloat16, Float, Int, UInt8
 from torch import Tensor
 
 from omni.ops import relu2
+from omni.precision import multiplied_in
 from omni.products import HIGH, LOW, MIDDLE, OPTIONS, Kernel, Matrix, kept, times
 
 FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
@@ -42,17 +43,18 @@ class Strips:
         self.matrix = Matrix(codes, scales, None, rows, halves)
 
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
-        """As `F.linear`: a few rows as integers of 16 bits, many in bfloat16."""
+        """As `F.linear`: a few rows as integers of 16 bits, many in bfloat16, or in float32 where that is slow."""
         if len(x) <= FEW:
             out = _kernel(_times, len(x) > 1, *self.codes.shape)(_any_number(x.float()), *self.matrix)
         else:
-            narrow, (_, blocks, half, _) = x.bfloat16(), self.codes.shape
+            kind, (_, blocks, half, _) = multiplied_in(torch.bfloat16), self.codes.shape
+            narrow = x.to(kind)
             parts = -(-blocks * 2 * half * self.width // PART)
             count = -(-blocks // parts)
             made: list[Tensor] = []
             for at in range(0, blocks, count):
                 first = min(at, blocks - count)  # all parts are of one size, so that they share a kernel
-                made.append(F.linear(narrow, self._part(first, count))[:, 2 * half * (at - first) :])
+                made.append(F.linear(narrow, self._part(first, count, kind))[:, 2 * half * (at - first) :])
             out = (made[0] if len(made) == 1 else torch.cat(made, 1))[:, : self.rows]
         return (out if bias is None else out + bias).to(x.dtype)
 

@@ -17,10 +17,17 @@ EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=64)
 SMALL = replace(HYBRID, backbone=replace(HYBRID.backbone, width=64, vocabulary=512, blocks=(BLOCKS["M"], EXPERTS)))
 
 
-def test_each_format_is_measured_beside_the_machines_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+FORMATS = {torch.bfloat16: ["bf16", "int8", "int4"], torch.float32: ["f32", "bf16", "int8", "int4"]}
+
+
+@pytest.mark.parametrize("fast", list(FORMATS))
+def test_each_format_is_measured_beside_the_machines_ceilings(
+    monkeypatch: pytest.MonkeyPatch, fast: torch.dtype
+) -> None:
+    monkeypatch.setattr(bench_model, "multiplied_in", lambda dtype: fast)
     monkeypatch.setattr(bench_model, "machine", lambda: machine(size=64, read_bytes=2**16))
     here, speeds = measure(SMALL, prompt=12, new=2, repeats=1, peers=False)
-    assert [(speed.engine, speed.format) for speed in speeds] == [("omni", form) for form in ("bf16", "int8", "int4")]
+    assert [(speed.engine, speed.format) for speed in speeds] == [("omni", form) for form in FORMATS[fast]]
     assert all(min(speed.prefill, speed.decode, speed.share_of_reads or 0) > 0 for speed in speeds)
     assert json.loads(report(here, speeds))["machine"]["products"].keys() == {"float32", "bfloat16", "int8"}
 

@@ -14,6 +14,13 @@ LENGTHS = [(1,), (40,), (300,), (5, 129, 64, 1)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
+@pytest.fixture(autouse=True, params=["this processor", "slow in half precision"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of bfloat16 as they are, and as float32's."""
+    if request.param != "this processor":
+        monkeypatch.setattr("omni.precision.slowness", lambda dtype: 90.0)
+
+
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype)
 

@@ -19,7 +19,20 @@ import omni
 from omni.cli import app
 from omni.model import OmniModel
 from omni.moe import Experts, MoE, MoEConfig
-from omni.packed import BLOCK, TOWERS, Eight, Format, Four, PackedExperts, PackedLinear, check, pack, packed, rounded
+from omni.packed import (
+    BLOCK,
+    TOWERS,
+    Eight,
+    Format,
+    Four,
+    PackedExperts,
+    PackedLinear,
+    Rows,
+    check,
+    pack,
+    packed,
+    rounded,
+)
 from omni.packed_file import LAYOUT, NAME
 
 FORMS: list[Format | None] = [None, "int8", "int4"]
@@ -48,6 +61,23 @@ def test_products_are_those_of_the_dense_weight(
     assert made.nbytes < {None: 1.01, "int8": 1.2, "int4": 1.2}[form] * weight.numel() * (
         1 if form else weight.itemsize
     )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@torch.inference_mode()
+def test_products_are_float32s_where_half_precision_is_slow(
+    form: Format | None, dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omni.precision.slowness", lambda dtype: 90.0)
+    monkeypatch.setattr("omni.packed.UNPACKED", 4096)  # in parts
+    torch.manual_seed(0)
+    made, x = packed(torch.randn(200, 64).bfloat16(), form), torch.randn(tokens, 64).to(dtype)
+    assert isinstance(made, {None: Rows, "int8": Eight, "int4": Four}[form])
+    wanted = x.float() @ made.dense(torch.float32).T
+    error = float((made.linear(x, None).float() - wanted).norm() / wanted.norm())
+    assert error < (1e-5 if dtype == torch.float32 and (tokens == 40 or form is None) else 4e-3)
 
 
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.01), ("int4", 0.1)])
