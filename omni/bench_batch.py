@@ -14,7 +14,7 @@ import torch
 
 from omni.bench_decode import filled_state, touched, touched_beside, writes
 from omni.bench_model import CLOSE, HYBRID, Machine, machine
-from omni.bench_random import one_of_each, random_model, random_packed
+from omni.bench_random import one_of_each, plain_name, random_model, random_packed
 from omni.bench_result import line, spread
 from omni.config import OmniConfig
 from omni.heap import keep_freed
@@ -66,7 +66,7 @@ def measure(
     new: int = 16,
     repeats: int = 5,
 ) -> tuple[Machine, list[Batched]]:
-    """Each format (None: bfloat16) and batch size, `new` tokens of each sequence behind `context` others.
+    """Each format (None: see `plain_name`) and batch size, `new` tokens of each sequence behind `context` others.
 
     Raises ValueError for batches of no sequence, and where a check fails.
     """
@@ -88,7 +88,7 @@ def measure(
             moved = touched(model, batch) + touched_beside(model, state)
             found.append(
                 Batched(
-                    format=form or "bf16",
+                    format=form or plain_name(),
                     batch=batch,
                     decode=steps * batch,
                     gain=steps * batch / first,

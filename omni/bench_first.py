@@ -128,7 +128,7 @@ def measure(
     repeats: int = 3,
 ) -> list[First]:
     """The four ways, in turns after a warm-up of each. rate: the share of a clip's tokens that EVS removes; patches: of
-    a frame; form: of all weights, None: bfloat16.
+    a frame; form: of all weights, None: see `plain_name`.
 
     Raises ValueError for a model without tubelets, a rate outside 0 .. 1, and where a check fails.
     """

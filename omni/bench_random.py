@@ -31,9 +31,9 @@ from omni.packed import (
     Four,
     PackedExperts,
     PackedLinear,
+    Plain,
     Stack,
     Weight,
-    packed,
 )
 from omni.packed import widen as keep_wide
 from omni.precision import multiplied_in
@@ -64,6 +64,11 @@ def formats(text: str) -> list[Format | None]:
     if wrong := [name for name in names if name not in known]:
         raise ValueError(f"bench: format {wrong[0]!r} came; want some of {', '.join(known)}")
     return [known[name] for name in names]
+
+
+def plain_name() -> str:
+    """What `random_packed` makes of no format: "bf16", or "f32" where that is slow."""
+    return "bf16" if multiplied_in(torch.bfloat16) == torch.bfloat16 else "f32"
 
 
 def shrunk(config: OmniConfig, layers: int, scale: float = 1.0) -> OmniConfig:
@@ -162,12 +167,11 @@ def random_packed(
 ) -> OmniModel:
     """A packed model, made without the weights it might have been packed from, of standard deviation 0.02.
 
-    form: of backbone and head; towers: of both towers and their projectors; None: bfloat16. Beside weights in four or
-    eight bits all else is in bfloat16 too, or in float32 where that is slow. The most that is held beside the model is
-    one matrix.
+    form: of backbone and head; towers: of both towers and their projectors; None, and all else: bfloat16, or float32
+    on a processor that is slow in it, as `omni.load` has it. The most that is held beside the model is one matrix.
     """
     torch.manual_seed(seed)
-    beside = torch.bfloat16 if form is None else multiplied_in(torch.bfloat16)
+    beside = multiplied_in(torch.bfloat16)
     with torch.device("meta"):
         model = OmniModel(config)
     noise = _Noise()
@@ -232,7 +236,7 @@ class _Noise:
         if form is not None:
             codes = self.bytes((rows, width)).view(torch.int8).clamp_(min=-127)
             return Eight(codes, (torch.empty(rows).uniform_(0.8, 1.2) * STD / 73.6).bfloat16())
-        return packed(torch.empty(rows, width, dtype=torch.bfloat16).normal_(std=STD), None)
+        return Plain(torch.empty(rows, width, dtype=multiplied_in(torch.bfloat16)).normal_(std=STD))
 
     def experts(self, experts: Experts, form: Format | None) -> PackedExperts:
         """As packed from these."""

@@ -19,7 +19,7 @@ from encoders.vision import VisionConfig
 from omni.anatomy import pattern
 from omni.bench_decode import filled_state, touched, touched_beside, writes
 from omni.bench_model import Machine, check_twins, machine, ours, typical, work
-from omni.bench_random import OMNI, one_of_each, random_packed
+from omni.bench_random import OMNI, one_of_each, plain_name, random_packed
 from omni.bench_result import line, resident, spread
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
@@ -122,8 +122,9 @@ def measure(
     contexts: Sequence[int] = (1024, 65536),
     compiled: bool = False,
 ) -> tuple[Machine, Real]:
-    """Check, make the model, measure. form, towers: formats of the language model and of the towers; None: bfloat16.
-    compiled: single tokens through compiled kernels (`omni.compiled`), which layers in bfloat16 are left out of.
+    """Check, make the model, measure. form, towers: formats of the language model and of the towers; None: see
+    `plain_name`. compiled: single tokens through compiled kernels (`omni.compiled`), which layers in no format are left
+    out of.
 
     Raises ValueError where a check fails, and without a context.
     """
@@ -153,8 +154,8 @@ def measure(
     all_touched = weights + touched_beside(model, filled_state(model, prompt))
     return here, Real(
         layers=pattern(config.backbone.blocks),
-        format=form or "bf16",
-        towers=towers or "bf16",
+        format=form or plain_name(),
+        towers=towers or plain_name(),
         error=error,
         built=built,
         held=held,

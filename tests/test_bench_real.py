@@ -16,18 +16,17 @@ from omni.anatomy import anatomy
 from omni.bench_decode import PRODUCTS, filled_state, profiled, touched, touched_beside, writes
 from omni.bench_model import HYBRID, machine, work
 from omni.bench_plot import Panel, bars, plot
-from omni.bench_random import OMNI, formats, one_of_each, random_packed, shrunk
+from omni.bench_random import OMNI, formats, one_of_each, plain_name, random_packed, shrunk
 from omni.bench_real import check_products
 from omni.bench_result import Result, line, numbers, resident, rows
 from omni.config import OmniConfig
 from omni.hf import from_hf
 from omni.mamba import Mamba
 from omni.moe import MoE
-from omni.packed import Eight, Format, Four, PackedExperts, PackedLinear, Plain, Rows, packed
+from omni.packed import Eight, Format, Four, PackedExperts, PackedLinear, Plain
 from omni.state import KVState, MambaState
 
 TINY = shrunk(OMNI, 6, 1 / 32)
-PLAIN = type(packed(torch.zeros(8, 8, dtype=torch.bfloat16), None))  # not every processor has oneDNN's layout for it
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +48,12 @@ def test_the_shapes_are_the_released_ones() -> None:
 @torch.inference_mode()
 def test_a_model_made_in_a_format_has_its_sizes_and_its_spread(form: Format | None) -> None:
     model = random_packed(TINY, form)
-    kind = {None: PLAIN, "int8": Eight, "int4": Four}[form]
+    kind = {None: Plain, "int8": Eight, "int4": Four}[form]
     inside = [m for m in model.backbone.modules() if isinstance(m, PackedLinear)]
     assert inside
     assert all(isinstance(module.packed, kind) for module in inside)
     assert model.vision is not None
-    assert all(isinstance(m.packed, PLAIN) for m in model.vision.modules() if isinstance(m, PackedLinear))
+    assert all(isinstance(m.packed, Plain) for m in model.vision.modules() if isinstance(m, PackedLinear))
     assert not any(value.is_meta for value in model.state_dict().values())
     dense = torch.cat([module.packed.dense(torch.float32).flatten() for module in inside])
     assert abs(float(dense.mean())) < 1e-3
@@ -123,8 +122,7 @@ def test_a_profile_knows_each_formats_products(form: Format | None) -> None:
     assert found.outside == pytest.approx(1)
     assert profiled(model, state, embeddings, 1e-9).outside == 0  # products were seen
     assert 0 < sum(found.operators.values()) <= 1 + 1e-9
-    plain = {Plain: "mkldnn::_linear_pointwise", Rows: "aten::mm"}[PLAIN]
-    name = {None: plain, "int8": "aten::_weight_int8pack_mm"}
+    name = {None: "mkldnn::_linear_pointwise", "int8": "aten::_weight_int8pack_mm"}
     assert name.get(form, "aten::_weight_int4pack_mm_for_cpu") in PRODUCTS
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         model.score(model.read(embeddings[:1], (1,), state))
@@ -133,7 +131,7 @@ def test_a_profile_knows_each_formats_products(form: Format | None) -> None:
 
 def test_the_real_shapes_are_measured_beside_the_ceilings() -> None:
     here, found = bench_real.measure(TINY, prompt=20, new=2, repeats=1, contexts=(16, 300))
-    assert (found.layers, found.format, found.towers) == ("MEMEM*", "int4", "bf16")
+    assert (found.layers, found.format, found.towers) == ("MEMEM*", "int4", plain_name())
     assert set(found.after) == {16, 300}
     assert found.growth == found.after[300] / found.after[16]
     assert found.touched_weights == touched(random_packed(TINY, "int4")) < found.touched
@@ -156,7 +154,7 @@ def test_a_text_only_model_has_nothing_to_encode() -> None:
 def test_batches_are_measured_in_each_format() -> None:
     config = shrunk(HYBRID, 6, 1 / 16)
     here, found = bench_batch.measure(config, (None, "int8", "int4"), (1, 3), context=9, new=2, repeats=1)
-    assert [(b.format, b.batch) for b in found] == [(f, n) for f in ("bf16", "int8", "int4") for n in (1, 3)]
+    assert [(b.format, b.batch) for b in found] == [(f, n) for f in (plain_name(), "int8", "int4") for n in (1, 3)]
     assert all(b.gain == 1 for b in found if b.batch == 1)
     assert found[1].gain == pytest.approx(found[1].decode / found[0].decode)
     assert json.loads(bench_batch.report(here, found))["batched"][0].keys() >= {"decode", "gain", "share_of_reads"}
