@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omni import ops
 from omni.ops import Lengths, carry, from_chunks, to_chunks
-from omni.precision import multiplied_in
+from omni.precision import fast_bfloat16, multiplied_in
 
 
 def fast(x: Tensor) -> bool:
@@ -111,7 +111,7 @@ def causal_conv(
 
 
 FEW_QUERIES = 8
-MANY_KEYS = 2048  # from which one query's products by head are faster than torch's attention
+MANY_KEYS = 2048  # from which one query's fast products by head are faster than torch's attention
 LEAST_QUERIES, MOST_QUERIES, SCORES = 16, 128, 2**21  # that are worked on at a time, and the scores held meanwhile
 LONGEST_CHUNK = 64  # steps; shorter ones have less to weigh inside, longer ones fewer states between
 INSIDE = 2**20  # weights between the steps of chunks that are held at a time
@@ -291,7 +291,7 @@ def causal_attention(
         return mixed[0].view(rows.shape).transpose(0, 1).reshape(q.shape)
     if window is not None:
         k, v = k[:, -window:], v[:, -window:]
-    if k.shape[1] >= MANY_KEYS:
+    if k.shape[1] >= MANY_KEYS and q.dtype == torch.bfloat16 and fast_bfloat16():
         return _attention_by_head(q, k, v)
     rows = q.view(1, len(k), -1, q.shape[-1])
     return F.scaled_dot_product_attention(rows, k[None], v[None]).view(q.shape)
@@ -301,12 +301,11 @@ def _attention_by_head(
     q: Float[Tensor, "1 heads dim"], k: Float[Tensor, "kv_heads keys dim"], v: Float[Tensor, "kv_heads keys dim"]
 ) -> Float[Tensor, "1 heads dim"]:
     """Two products and a softmax between for each head of keys: all threads read it together."""
-    kind = multiplied_in(q.dtype)
-    rows = (q * q.shape[-1] ** -0.5).view(len(k), -1, q.shape[-1]).to(kind)
+    rows = (q * q.shape[-1] ** -0.5).view(len(k), -1, q.shape[-1])
     out = torch.empty_like(rows)
     for head, mixed in enumerate(out):
-        torch.mm((rows[head] @ k[head].to(kind).t()).softmax(-1), v[head].to(kind), out=mixed)
-    return out.view(q.shape).to(q.dtype)
+        torch.mm((rows[head] @ k[head].t()).softmax(-1), v[head], out=mixed)
+    return out.view(q.shape)
 
 
 def _blocked_attention(

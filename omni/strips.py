@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omni.ops import relu2
 from omni.precision import multiplied_in
-from omni.products import HIGH, LOW, MIDDLE, OPTIONS, Kernel, Matrix, kept, times
+from omni.products import HIGH, LOW, MIDDLE, Kernel, Matrix, kept, options, times
 
 FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
 PART = 3 * 2**21  # weights unpacked at a time: they stay in the cache until they are multiplied
@@ -123,4 +123,4 @@ def _unpack(codes: Tensor, scales: Tensor, halves: bool, dtype: torch.dtype) -> 
 @lru_cache(maxsize=256)
 def _kernel(kernel: Callable[..., Tensor], *shape: int | torch.dtype) -> Kernel:
     """One for each shape, which is compiled by the first call."""
-    return Kernel(torch.compile(kernel, fullgraph=True, options=OPTIONS))
+    return Kernel(torch.compile(kernel, fullgraph=True, options=options()))
