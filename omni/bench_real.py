@@ -83,7 +83,7 @@ def check_products(model: OmniModel) -> float:
     kinds = {1: torch.float32, 4 * FEW: multiplied_in(torch.bfloat16)}
     for (rows, width), weight in found.items():
         for count, dtype in kinds.items():
-            x = torch.randn(count, width).bfloat16()
+            x = torch.randn(count, width).bfloat16().to(multiplied_in(torch.bfloat16))
             wanted = x.float() @ weight.dense(dtype).float().t()
             error = float((weight.linear(x, None).float() - wanted).norm() / wanted.norm())
             if not error <= CLOSE:
