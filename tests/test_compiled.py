@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from omni import products
 from omni.compiled import COMPILERS
 
 
@@ -21,3 +23,14 @@ def test_compiled_steps_are_the_plain_ones() -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:]
     assert "passed" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("capability", "compiler", "told"), [("AVX2", "true", 2), ("AVX2", "false", 0), ("AVX512", "true", 0)]
+)
+def test_a_compiler_is_told_what_it_knows(
+    capability: str, compiler: str, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(products, "get_cpp_compiler", lambda: compiler)
+    assert len(products._wide_moves()) == told

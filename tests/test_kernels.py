@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from omni import kernels, ops
+from omni import kernels, ops, precision
 
 LENGTHS = [(1,), (40,), (300,), (5, 129, 64, 1)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(autouse=True, params=["this processor", "slow in half precision"])
+@pytest.fixture(autouse=True, params=[0.25, 90.0])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of bfloat16 as they are, and as float32's."""
-    if request.param != "this processor":
-        monkeypatch.setattr("omni.precision.slowness", lambda dtype: 90.0)
+    """As on a processor that is fast in half precision, and on one that is slow, whatever runs the test."""
+    monkeypatch.setattr("omni.precision.slowness", lambda dtype: request.param)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -124,6 +123,15 @@ def test_attention_equals_its_reference(dtype: torch.dtype, window: int | None, 
     q = randn(queries, 8, 16, dtype=dtype)
     k, v = (randn(2, queries + 20, 16, dtype=dtype) for _ in range(2))
     close(kernels.causal_attention(q, k, v, window), ops.causal_attention(q, k, v, window), dtype)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_one_query_of_many_keys_equals_its_reference(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_head, calls = kernels._attention_by_head, []
+    monkeypatch.setattr(kernels, "_attention_by_head", lambda *tensors: calls.append(0) or by_head(*tensors))
+    q, k, v = randn(1, 8, 16, dtype=dtype), *(randn(2, kernels.MANY_KEYS, 16, dtype=dtype) for _ in range(2))
+    close(kernels.causal_attention(q, k, v), ops.causal_attention(q, k, v), dtype)
+    assert len(calls) == (dtype == torch.bfloat16 and precision.slowness(dtype) < 1)
 
 
 @pytest.mark.parametrize("tokens", [1, 50])
