@@ -24,10 +24,11 @@ from omni.kernels import FUSED
 from omni.mamba import Mamba
 from omni.moe import MLP, MoE
 from omni.one_token import Law, Part, ending, matrix_of, parts_of
-from omni.packed import BLOCK, HALVES, Four, PackedExperts, PackedLinear, Stack
-from omni.products import INTEGERS, Fixed, Matrix, prompts, times
+from omni.packed import BLOCK, CAPABILITY, HALVES, Four, PackedExperts, PackedLinear, Stack, Weight
+from omni.products import Fixed, Matrix, kept, prompts, times
 from omni.state import KVState, LayerState, MambaState
-from omni.strips import Strips, strips
+from omni.strips import Laid, Strips
+from omni.words import Words
 
 COMPILERS = ("c++", "g++", "clang++")
 TAKES = {"nothing": 0, "memory": 2, "mean": 1}  # tensors, by what a part needs
@@ -45,7 +46,7 @@ def compile_steps(model: nn.Module) -> int:
         raise ValueError(f"compile: a model on {device} came; these kernels are the CPU's")
     if not any(map(shutil.which, COMPILERS)):
         raise ValueError(f"compile: none of {', '.join(COMPILERS)} is installed; apt install g++, or load without it")
-    _lay_in_strips(model)
+    _lay_out(model)
     FUSED.setdefault("weigh", prompts(_weigh))
     count = left = 0
     for module in model.modules():
@@ -84,25 +85,35 @@ class _Head:
 
 def _row(inputs: tuple[Float[Tensor, "1 width"]], matrix: Matrix) -> tuple[Float[Tensor, "1 rows"]]:
     (x,) = inputs
-    return (times(matrix, x[0].float()).to(x.dtype)[None],)
+    return (times(matrix, kept(x[0].float())).to(x.dtype)[None],)
 
 
-def _lay_in_strips(model: nn.Module) -> None:
+def _lay_out(model: nn.Module) -> None:
     """Put four bits in the layout that kernels read, one matrix or stack of experts after the other, in place."""
-    if not INTEGERS:
-        return
     give_back()  # loading has freed gibibytes, for which there may be no room beside the copies
+    layout = Strips if CAPABILITY == "AVX512" else Words
     for module in model.modules():
-        if isinstance(module, PackedLinear) and isinstance(module.packed, Four):
-            four = module.packed
-            module.packed = Strips(*strips(four.packed, four.scales, BLOCK, HALVES), four.rows, HALVES)
+        if isinstance(module, PackedLinear) and isinstance(four := module.packed, Four):
+            module.packed = layout(*layout.laid(four.packed, four.scales, four.rows, BLOCK, HALVES), four.rows)
         elif isinstance(module, PackedExperts):
             for name, stack in module.stacks.items():
-                first = stack.weights[0]
-                if isinstance(first, Four) and stack.whole is not None and stack.scales is not None:
-                    whole, scales = strips(stack.whole, stack.scales, BLOCK, HALVES)
-                    weights = [Strips(*each, first.rows, HALVES) for each in zip(whole, scales, strict=True)]
-                    module.lay(name, Stack(weights, stack.origin, whole, scales))
+                if isinstance(stack.weights[0], Four):
+                    module.lay(name, _laid(stack, layout))
+
+
+def _laid(stack: Stack, layout: type[Laid]) -> Stack:
+    """An expert after the other, into one tensor."""
+    whole: Tensor | None = None
+    scales: Tensor | None = None
+    weights: list[Weight] = []
+    for number, four in enumerate(stack.weights):
+        assert isinstance(four, Four)
+        parts = layout.laid(four.packed, four.scales, four.rows, BLOCK, HALVES)
+        if whole is None or scales is None:
+            whole, scales = (part.new_empty(len(stack.weights), *part.shape) for part in parts)
+        whole[number], scales[number] = parts
+        weights.append(layout(whole[number], scales[number], four.rows))
+    return Stack(weights, stack.origin, whole, scales)
 
 
 class _Run:

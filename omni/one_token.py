@@ -24,7 +24,7 @@ from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, MLPConfig, MoE, MoEConfig
 from omni.packed import STACKS, Eight, PackedExperts, PackedLinear, Rows
 from omni.products import Matrix, kept, times
-from omni.strips import Strips
+from omni.strips import Laid
 
 Law = Callable[..., tuple[Tensor, ...]]
 
@@ -83,7 +83,7 @@ def matrix_of(linear: nn.Module | None) -> Matrix | None:
             return Matrix(weight, None, linear.bias, rows)
         case Eight(codes=codes, scale=scale, rows=rows):
             return Matrix(codes, scale, linear.bias, rows)
-        case Strips(matrix=matrix):
+        case Laid(matrix=matrix):
             return matrix._replace(bias=linear.bias)
         case _:
             return None

@@ -37,7 +37,7 @@ from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
 from omni.precision import multiplied_in
 from omni.products import Matrix
-from omni.strips import Strips, mixed
+from omni.strips import Laid, mixed
 
 Format = Literal["int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -214,7 +214,7 @@ _EIGHT = torch.ops.aten._weight_int8pack_mm.default
 _FOUR = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
 
-Weight = Plain | Rows | Eight | Four | Strips
+Weight = Plain | Rows | Eight | Four | Laid
 
 
 def packed(weight: Float[Tensor, "rows width"], form: Format | None) -> Weight:
@@ -277,8 +277,7 @@ class Stack:
         """All of them as one, for compiled kernels; None where the weights lie in oneDNN's layout."""
         if self.whole is None:
             return None
-        first = self.weights[0]
-        return Matrix(self.whole, self.scales, None, first.rows, first.halves if isinstance(first, Strips) else None)
+        return Matrix(self.whole, self.scales, None, self.weights[0].rows)
 
     @classmethod
     def of(cls, weights: Float[Tensor, "experts rows width"], form: Format | None, rows: bool = False) -> Stack:
@@ -376,7 +375,7 @@ class PackedExperts(nn.Module):
         if self.abreast is not None and len(x) <= FEW_TOKENS:
             return self.abreast.mix(x, chosen, weights)
         plain = self.gate is None and self.up_bias is None
-        if plain and isinstance(self.up[0], Strips) and len(x) <= FEW:
+        if plain and isinstance(self.up[0], Laid) and len(x) <= FEW:
             up, down = self.stacks["up_proj"].matrix, self.stacks["down_proj"].matrix
             assert up is not None
             assert down is not None

@@ -33,7 +33,7 @@ from omni.packed import (
     form_of,
 )
 from omni.precision import cpu_dtype
-from omni.strips import Strips
+from omni.strips import Laid
 
 NAME = "packed.safetensors"
 KIND = "omni packed 3"
@@ -49,7 +49,7 @@ def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     Raises ValueError where a linear or an expert is as it was, where four bits lie as compiled kernels want them, and
     where the folder holds another checkpoint.
     """
-    if any(isinstance(each.weights[0] if isinstance(each, Stack) else each, Strips) for _, _, each in _packed(model)):
+    if any(isinstance(each.weights[0] if isinstance(each, Stack) else each, Laid) for _, _, each in _packed(model)):
         raise ValueError("save_pretrained: a compiled model came; load it without compile, and save that")
     folder.mkdir(parents=True, exist_ok=True)
     if stray := sorted(path.name for path in folder.glob("*.safetensors") if path.name != NAME):

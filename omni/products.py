@@ -1,9 +1,9 @@
 """A matrix times a vector, written so that torch's compiler makes of it one pass over the weights as they lie.
 
-Codes of eight and four bits are multiplied as integers: the vector becomes integers of 16 bits on one step, as fine as
-sums of 32 bits allow, so that a compiler's own vectors of integers do the work (sixty-four products an instruction or
-two) and rounding stays near 1e-4. Where the compiler does not turn such loops into vectors, off x86, codes are
-multiplied as float32.
+Codes of eight bits, and of four in strips, are multiplied as integers: the vector becomes integers of 16 bits on one
+step, as fine as sums of 32 bits allow, so that a compiler's own vectors of integers do the work (sixty-four products an
+instruction or two) and rounding stays near 1e-4. Where the compiler does not turn such loops into vectors, off x86, and
+for four bits in words codes are multiplied as float32.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ LARGEST = 2**15 - 1  # of a vector's integers
 SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up all of them is safe
 MIDDLE = 8  # the code of four bits that stands for a group's zero
 LOW, HIGH = 15, 240  # the bits of a byte's two codes
+CODES = 8  # in a word of 32 bits
+MASKS = (*(15 << 4 * place for place in range(CODES - 1)), -(1 << 28))  # the last one's is the word's sign too
 
 
 class Matrix(NamedTuple):
-    """Weights (..., rows, width) as they are or in eight bits, or Strips' codes; their scales; a bias; rows.
-
-    halves: of Strips, whether a byte holds rows half a block apart, else neighbours; None of others.
+    """Weights (..., rows, width) as they are or in eight bits, or four bits' codes in words (int32, `omni.words`) or in
+    strips (uint8, `omni.strips`); their scales; a bias; rows.
     """
 
     weight: Tensor
     scales: Tensor | None
     bias: Tensor | None
     rows: int
-    halves: bool | None = None
 
     def of(self, chosen: Tensor) -> Matrix:
         """The chosen ones of a stack."""
@@ -153,12 +153,13 @@ def kept(x: Tensor, *shape: int) -> Tensor:
 
 def times(matrix: Matrix, x: Float[Tensor, "*stack width"]) -> Float[Tensor, "*stack rows"]:
     """Each matrix of a stack times its vector, float32; one vector that all share may come without the stack."""
-    weight, scales, bias, rows, halves = matrix
-    if halves is not None:
-        assert scales is not None
-        out = _strips(weight, scales, x, halves)[..., :rows]
-    elif scales is None:
+    weight, scales, bias, rows = matrix
+    if scales is None:
         out = (weight.float() * x[..., None, :]).sum(-1)
+    elif weight.dtype == torch.int32:
+        out = _words(weight, scales, x)
+    elif weight.dtype == torch.uint8:
+        out = _strips(weight, scales, x)[..., :rows]
     elif INTEGERS:
         codes, step = _integers(x, 127)
         products = weight.to(torch.int32) * kept(codes)[..., None, :].to(torch.int32)
@@ -176,7 +177,23 @@ def _integers(x: Float[Tensor, "*stack width"], most: int) -> tuple[Int16[Tensor
     return (x * (1 / step)).round().to(torch.int16), step
 
 
-def _strips(weight: Tensor, scales: Tensor, x: Tensor, halves: bool) -> Tensor:
+def _words(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:
+    """See `omni.words` for the layout. A code is masked where it stands, so that it counts a power of sixteen more, by
+    which the vector's part was divided; nothing is shifted. The last one of a word is signed, and its 8 taken off.
+    """
+    groups, lanes = weight.shape[-2:]
+    parts = x.reshape(*x.shape[:-1], groups, CODES, lanes)
+    fine = kept(parts / (1 << 4 * torch.arange(CODES))[:, None])[..., None, :, :, :]
+    sums = kept(parts.sum(-2))[..., None, :, :]
+    middle = kept(parts[..., : CODES - 1, :].sum(-2) * -MIDDLE)[..., None, :, :]
+    products = [(weight & mask).float() * fine[..., place, :] for place, mask in enumerate(MASKS)]
+    some, others = products[: CODES // 2], products[CODES // 2 :]  # two chains of sums, for a processor's pipelines
+    scale = (scales << 16).view(torch.float32)[..., None]
+    zero = (scales & -(1 << 16)).view(torch.float32)[..., None]
+    return ((sum(some, middle) + sum(others[1:], others[0])) * scale + zero * sums).sum((-2, -1))
+
+
+def _strips(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:
     """See `omni.strips` for the layout: sums of each group's products, then of the groups. A step for each group."""
     groups, group = weight.shape[-4], weight.shape[-1]
     parts = x.reshape(*x.shape[:-1], groups, group)
@@ -189,4 +206,4 @@ def _strips(weight: Tensor, scales: Tensor, x: Tensor, halves: bool) -> Tensor:
     middle = (torch.arange(2) * (MIDDLE * 15) + MIDDLE)[:, None, None, None]  # a high code counts sixteen times
     scale, zero = (scales[..., kind, :, :, :, :].float() for kind in range(2))
     out = ((products - middle * sums) * scale + zero * sums).sum(-3)
-    return kept(out.transpose(-2, -3) if halves else out.movedim(-3, -1)).flatten(-3)
+    return kept(out.transpose(-2, -3)).flatten(-3)

@@ -19,7 +19,8 @@ from omni.model import OmniModel
 from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
 from omni.packed import Format, pack
 from omni.products import Fixed, Matrix, times
-from omni.strips import FEW, Strips, strips
+from omni.strips import FEW, Laid, Strips
+from omni.words import Words
 
 EXPERTS = MoEConfig(experts=8, top_k=2, hidden=64, shared=32, scale=2.5)
 SCAN = MambaConfig(heads=4, head_dim=16, state=32, groups=2)
@@ -166,11 +167,16 @@ def test_four_bits_laid_out_for_kernels_are_not_saved_as_others(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "block", "halves", "error"),
+    [(Strips, 64, True, 5e-4), (Words, 32, True, 1e-6), (Words, 32, False, 1e-6)],
+)
 @pytest.mark.parametrize(("rows", "width"), [(70, 64), (192, 96), (130, 192)])
-def test_strips_are_the_matrix_that_they_were_made_of(rows: int, width: int, halves: bool) -> None:
+def test_four_bits_laid_out_are_the_matrix_that_they_were_made_of(
+    rows: int, width: int, layout: type[Laid], block: int, halves: bool, error: float
+) -> None:
     generator = torch.Generator().manual_seed(rows)
-    block, filled = 64, rows + -rows % 64
+    filled = rows + -rows % 64
     group = 64 if width % 64 == 0 else 32
     codes = torch.randint(16, (filled, width), generator=generator)
     scales = torch.rand(width // group, filled, 2, generator=generator).bfloat16()
@@ -181,7 +187,7 @@ def test_strips_are_the_matrix_that_they_were_made_of(rows: int, width: int, hal
         else (by_block[..., ::2], by_block[..., 1::2])
     )
     packed = (low + 16 * high).byte().reshape(filled, width // 2)
-    made = Strips(*strips(packed, scales, block, halves), rows, halves)
+    made = layout(*layout.laid(packed, scales, rows, block, halves), rows)
     scale, zero = (scales[..., kind].t().float().repeat_interleave(group, 1) for kind in range(2))
     wanted = ((codes - 8) * scale + zero)[:rows]
     torch.testing.assert_close(made.dense(torch.float32), wanted)
@@ -189,7 +195,7 @@ def test_strips_are_the_matrix_that_they_were_made_of(rows: int, width: int, hal
         x = torch.randn(count, width, generator=generator)
         bias = torch.randn(rows, generator=generator)
         out, exact = made.linear(x, bias), x @ wanted.t() + bias
-        assert float((out - exact).norm() / exact.norm()) < (5e-4 if count <= FEW else 1e-2)
+        assert float((out - exact).norm() / exact.norm()) < (error if count <= FEW else 1e-2)
 
 
 def test_a_vectors_integers_never_leave_32_bits() -> None:
