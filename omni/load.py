@@ -61,14 +61,20 @@ class OmniProcessor(Processor):
         return cls.of(from_hf(read_config(path)), _tokenizer(path), limits)
 
     @classmethod
-    def of(cls, config: OmniConfig, tokenizer: Any, limits: Limits = DEFAULT_LIMITS) -> OmniProcessor:
-        """For a config and a tokenizer that are at hand."""
+    def of(
+        cls,
+        config: OmniConfig,
+        tokenizer: Any,
+        limits: Limits = DEFAULT_LIMITS,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> OmniProcessor:
+        """For a config and a tokenizer that are at hand; dtype: of the keys and values whose memory plans foretell."""
         return cls(
             tokenizer,
             rules_of(config),
             image_token=config.media.image_token,
             audio_token=config.media.audio_token,
-            cache_bytes_a_token=2 * config.backbone.kv_size,
+            cache_bytes_a_token=dtype.itemsize * config.backbone.kv_size,
             state_bytes=4 * config.backbone.constant_size,
             num_kept=num_kept,
             limits=limits,
@@ -106,4 +112,4 @@ def load(
     if model.device.type == "cpu":
         keep_freed()  # only now: what loading takes in passing is given back
     tokenizer = model.codec.tokenizer if model.codec else _tokenizer(path)
-    return model, OmniProcessor.of(model.config, tokenizer)
+    return model, OmniProcessor.of(model.config, tokenizer, dtype=model.dtype)

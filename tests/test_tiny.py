@@ -78,6 +78,16 @@ def test_it_stays_small() -> None:
     assert sum(path.stat().st_size for path in SAMPLES.iterdir()) < 1e6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_plan_foretells_the_memory_in_the_dtype_that_was_loaded(dtype: torch.dtype) -> None:
+    model, processor = omni.load("tiny", dtype=dtype)
+    messages = [{"role": "user", "content": "What is the total? " * 9}]
+    state = model.new_state()
+    model(processor(messages), state)
+    assert processor.plan(messages).cache_bytes == sum(layer.nbytes for layer in state.layers if layer)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @torch.no_grad()
 def test_transformers_loads_it_and_gives_the_same_logits() -> None:
