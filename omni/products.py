@@ -30,7 +30,6 @@ SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up
 MIDDLE = 8  # the code of four bits that stands for a group's zero
 LOW, HIGH = 15, 240  # the bits of a byte's two codes
 CODES = 8  # in a word of 32 bits
-MASKS = (*(15 << 4 * place for place in range(CODES - 1)), -(1 << 28))  # the last one's is the word's sign too
 
 
 class Matrix(NamedTuple):
@@ -178,19 +177,21 @@ def _integers(x: Float[Tensor, "*stack width"], most: int) -> tuple[Int16[Tensor
 
 
 def _words(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:
-    """See `omni.words` for the layout. A code is masked where it stands, so that it counts a power of sixteen more, by
-    which the vector's part was divided; nothing is shifted. The last one of a word is signed, and its 8 taken off.
+    """See `omni.words` for the layout. All codes but a word's last are masked where they stand, so that they count
+    powers of sixteen more, by which the vector's parts were divided: that is an instruction less than to shift them.
     """
     groups, lanes = weight.shape[-2:]
     parts = x.reshape(*x.shape[:-1], groups, CODES, lanes)
-    fine = kept(parts / (1 << 4 * torch.arange(CODES))[:, None])[..., None, :, :, :]
+    places = torch.arange(CODES)
+    fine = kept(parts / (1 << torch.where(places == CODES - 1, 0, 4 * places))[:, None])[..., None, :, :, :]
     sums = kept(parts.sum(-2))[..., None, :, :]
-    middle = kept(parts[..., : CODES - 1, :].sum(-2) * -MIDDLE)[..., None, :, :]
-    products = [(weight & mask).float() * fine[..., place, :] for place, mask in enumerate(MASKS)]
+    codes = [*(weight & (LOW << 4 * place) for place in range(CODES - 1)), (weight >> 4 * (CODES - 1)) & LOW]
+    products = [code.float() * fine[..., place, :] for place, code in enumerate(codes)]
     some, others = products[: CODES // 2], products[CODES // 2 :]  # two chains of sums, for a processor's pipelines
-    scale = (scales << 16).view(torch.float32)[..., None]
-    zero = (scales & -(1 << 16)).view(torch.float32)[..., None]
-    return ((sum(some, middle) + sum(others[1:], others[0])) * scale + zero * sums).sum((-2, -1))
+    scale = (scales << 16).view(torch.float32)
+    zero = (scales & -(1 << 16)).view(torch.float32) - MIDDLE * scale
+    dots = sum(some[1:], some[0]) + sum(others[1:], others[0])
+    return (dots * scale[..., None] + sums * zero[..., None]).sum((-2, -1))
 
 
 def _strips(weight: Tensor, scales: Tensor, x: Tensor) -> Tensor:

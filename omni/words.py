@@ -19,8 +19,7 @@ SHIFTS = 4 * torch.arange(CODES, dtype=torch.int32)
 
 
 class Words(Laid):
-    """Codes are (rows, groups, words of a group) int32; a word's last code has its highest bit turned over, so that
-    as a signed number it is the code less 8.
+    """Codes are (rows, groups, words of a group) int32.
 
     scales: for each group of a row one int32, whose lower half is the scale in bfloat16, and the upper one the zero.
     """
@@ -34,7 +33,6 @@ class Words(Laid):
         for part, into in zip(blocks.split(AT_ONCE), words.split(AT_ONCE * block), strict=True):
             both = torch.stack((part & LOW, part >> 4), -2 if halves else -1).flatten(-2)  # (blocks, width, block)
             codes = both.transpose(1, 2).reshape(*into.shape[:2], CODES, -1).int()
-            codes[:, :, -1] ^= MIDDLE
             into.copy_((codes << SHIFTS[:, None]).sum(-2, dtype=torch.int32))  # no two share a bit
         pairs = scales.transpose(0, 1)[:rows].contiguous().view(torch.int32).squeeze(-1)
         return words[:rows].contiguous(), pairs
@@ -54,7 +52,5 @@ class Words(Laid):
 def _unpack(words: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """(code - 8) * scale + zero."""
     codes = (words[:, :, None] >> (4 * torch.arange(CODES, dtype=torch.int32))[:, None]) & LOW
-    turned = torch.arange(CODES)[:, None] == CODES - 1
-    values = torch.where(turned, codes ^ MIDDLE, codes).float() - MIDDLE
     scale, zero = (scales << 16).view(torch.float32), (scales & -(1 << 16)).view(torch.float32)
-    return (values * scale[..., None, None] + zero[..., None, None]).to(dtype).flatten(1)
+    return ((codes.float() - MIDDLE) * scale[..., None, None] + zero[..., None, None]).to(dtype).flatten(1)
