@@ -1,6 +1,7 @@
-"""Four bits as compiled kernels read them on AVX-512: strip after strip of one group of inputs, all rows of it one
-below the other, so that a group's part of the vector stays in registers while its strip passes by.
+"""Four bits as compiled kernels read them: what both layouts share, and the one for AVX-512 (the other: `omni.words`).
 
+There strip follows on strip of one group of inputs, all rows of it one below the other, so that a group's part of the
+vector stays in registers while its strip passes by.
 A byte holds the codes of two rows half a block apart for one input. Needs a C++ compiler: see `omni.compiled`.
 """
 
