@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # a process for each core, so one thread in each
 
-.PHONY: demo test test-all test-harness test-browser lint clean
+.PHONY: demo test test-all test-cuda test-harness test-browser lint clean
 
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,6 +25,17 @@ test: .venv/.installed  ## everything but the slow tests, with coverage
 
 test-all: .venv/.installed  ## the slow tests too
 	$(TESTS) -m "not gpu"
+
+CUDA := .venv/cuda
+UNBUILT := MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE \
+  CAUSAL_CONV1D_FORCE_BUILD=TRUE
+$(CUDA)/.installed: .venv/.installed
+	$(UNBUILT) $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --upgrade \
+	  --target $(CUDA) "mamba-ssm>=2.2" "causal-conv1d>=1.5" einops
+	@touch $@
+
+test-cuda: $(CUDA)/.installed  ## mamba-ssm's kernels in Triton's interpreter, without a GPU
+	TRITON_INTERPRET=1 MAMBA_DETERMINISTIC=1 PYTHONPATH=$(CUDA) $(TESTS) tests/test_kernels_cuda.py
 
 test-harness: .venv/.installed  ## the plug-in for lm-eval, which is installed for it
 	$(BIN)/pip install --quiet --disable-pip-version-check "lm-eval>=0.4.13"

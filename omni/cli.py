@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -49,6 +48,7 @@ def doctor() -> None:
 def _machine() -> list[tuple[str, str, str]]:
     import torch
 
+    from omni.kernels_cuda import ready
     from omni.precision import fast_bfloat16
 
     threads = torch.get_num_threads()
@@ -60,11 +60,10 @@ def _machine() -> list[tuple[str, str, str]]:
         ("torch", torch.__version__, f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "CPU"),
     ]
     if torch.cuda.is_available():
-        rows.append(("GPU", torch.cuda.get_device_name(), ""))
-    fast = importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available()
+        mamba = "mamba-ssm in Mamba layers" if ready() else "the reference in Mamba layers, slower"
+        rows.append(("GPU", torch.cuda.get_device_name(), mamba))
     packs = torch.backends.mkldnn.is_available()
-    note = "mamba-ssm is installed; its kernels are not used yet" if fast else "fast twins of the reference, on a CPU"
-    rows.append(("kernels", "torch, oneDNN" if packs else "torch", note))
+    rows.append(("kernels", "torch, oneDNN" if packs else "torch", "fast twins of the reference, on a CPU"))
     rows.append(("bfloat16", *(("fast", "products in it") if fast_bfloat16() else ("slow", "float32 instead"))))
     return rows
 

@@ -1,9 +1,10 @@
-"""Fast twins of `ops` for reading and writing on a CPU, under the same names and with the same arguments.
+"""Fast twins of `ops`, under the same names and with the same arguments.
 
-Chosen here and nowhere else: where gradients are wanted, and on other devices, the reference runs. Products are taken
-in the dtype of x, b and c (bfloat16 is four times as fast as float32 where the processor has instructions for it, and
-where it is slow float32 takes its place); decays, sums and the state stay float32. A test holds each twin to its
-reference: 1e-5 in float32, 1e-2 in bfloat16.
+Chosen here and nowhere else: on CUDA Mamba layers run mamba-ssm's kernels where it is installed (`kernels_cuda`); on a
+CPU, without gradients, what is written here; otherwise the reference. On a CPU products are taken in the dtype of x, b
+and c (bfloat16 is four times as fast as float32 where the processor has instructions for it, and where it is slow
+float32 takes its place); decays, sums and the state stay float32. A test holds each twin to its reference: 1e-5 in
+float32, 1e-2 in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from omni import ops
+from omni import kernels_cuda, ops
 from omni.ops import Lengths, carry, from_chunks, to_chunks
 from omni.precision import fast_bfloat16, multiplied_in
 
 
 def fast(x: Tensor) -> bool:
-    """Whether the twins take this tensor."""
+    """Whether the CPU's twins take this tensor."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether mamba-ssm's kernels take this tensor; said once where they are missing."""
+    return x.device.type == "cuda" and kernels_cuda.ready()
+
+
+def at_once(x: Tensor) -> bool:
+    """Whether `step_conv` and `selective_step` take one token of each sequence, which have no gradients."""
+    return not torch.is_grad_enabled() and (fast(x) or on_gpu(x))
 
 
 def rms_norm(
@@ -63,6 +74,8 @@ def gated_group_rms_norm(
     eps: float,
 ) -> Float[Tensor, "tokens inner"]:
     """See `ops.gated_group_rms_norm`."""
+    if on_gpu(y):
+        return kernels_cuda.gated_group_rms_norm(y, gate, weight, groups, eps)
     if not fast(y):
         return ops.gated_group_rms_norm(y, gate, weight, groups, eps)
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
@@ -91,23 +104,17 @@ def causal_conv(
     history: Float[Tensor, "sequences past channels"],
 ) -> tuple[Float[Tensor, "tokens channels"], Float[Tensor, "sequences past channels"]]:
     """See `ops.causal_conv`: one depthwise convolution, channels last, over all sequences behind their histories."""
+    if on_gpu(x) and kernels_cuda.convolves(weight.shape[1]):
+        return kernels_cuda.causal_conv(x, weight, bias, lengths, history)
     if not fast(x):
         return ops.causal_conv(x, weight, bias, lengths, history)
     past, kind = weight.shape[1] - 1, multiplied_in(x.dtype)
     weight, bias = weight.to(kind), None if bias is None else bias.to(kind)
-    parts: list[Tensor] = []
-    for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
-        parts += [before, rows]
-    extended = torch.cat(parts).to(kind)
+    extended = ops.behind_histories(x, lengths, history).to(kind)
     image = extended[None, None].permute(0, 3, 1, 2)  # (1, channels, 1, tokens), channels last in memory
     out = F.conv2d(image, weight[:, None, None], bias, groups=len(weight)).permute(0, 2, 3, 1)[0, 0]
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + past + length)
-    if len(lengths) > 1:
-        out = torch.cat([out[start : start + n] for start, n in zip(starts, lengths, strict=False)])
-    ends = torch.stack([extended[end - past : end] for end in starts[1:]])
-    return F.silu(out, inplace=True).to(x.dtype), ends.float()
+    out = ops.own_rows(out, lengths, past)
+    return F.silu(out, inplace=True).to(x.dtype), ops.last_rows(extended, lengths, past)
 
 
 FEW_QUERIES = 8
@@ -138,6 +145,8 @@ def selective_scan(
     chunk: int,
 ) -> tuple[Float[Tensor, "tokens heads dim"], Float[Tensor, "sequences heads dim state"]]:
     """See `ops.selective_scan`: every sum over steps or states is a product of matrices, of B and C by group."""
+    if on_gpu(x):
+        return kernels_cuda.selective_scan(x, dt, a, b, c, state, lengths, chunk)
     if not fast(x):
         return ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, chunk)
     kind = multiplied_in(x.dtype)
@@ -204,6 +213,8 @@ def step_conv(
     history: Float[Tensor, "sequences past channels"],
 ) -> tuple[Float[Tensor, "sequences channels"], Float[Tensor, "sequences past channels"]]:
     """`ops.causal_conv` for one token of each sequence; the outputs are float32."""
+    if on_gpu(x) and kernels_cuda.convolves(weight.shape[1]):
+        return kernels_cuda.step_conv(x, weight, bias, history)
     window = torch.cat((history, x.float()[:, None]), 1)
     out = (window * weight.t()).sum(1)
     return F.silu(out if bias is None else out.add_(bias), inplace=True), window[:, 1:]
@@ -218,6 +229,8 @@ def selective_step(
     state: Float[Tensor, "sequences heads dim state"],
 ) -> tuple[Float[Tensor, "sequences heads dim"], Float[Tensor, "sequences heads dim state"]]:
     """`ops.selective_steps` for one token of each sequence, without heads of B and C; all float32."""
+    if on_gpu(x):
+        return kernels_cuda.selective_step(x, dt, a, b, c, state)
     sequences, heads, dim, size = state.shape
     groups = b.shape[1]
     after = state * (dt * a).exp_()[..., None, None]

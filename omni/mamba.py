@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from omni.kernels import (
     add_skip,
+    at_once,
     causal_conv,
-    fast,
     gated_group_rms_norm,
     selective_scan,
     selective_step,
@@ -130,7 +130,7 @@ class Mamba(nn.Module):
         projected = self.in_proj(u)
         z, xbc, dt = projected.split([c.inner, c.channels, c.heads], -1)
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
-        one = fast(u) and max(lengths) == 1
+        one = at_once(u) and max(lengths) == 1
         short = max(lengths) <= SHORT
         if one:
             xbc, history = step_conv(xbc, weight, bias, before.history)

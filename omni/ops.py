@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -63,22 +64,34 @@ def causal_conv(
     """
     past, weight = weight.shape[1] - 1, weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    parts: list[Tensor] = []
-    for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
-        parts += [before, rows]
-    extended = torch.cat(parts)  # each sequence behind its own history
+    extended = behind_histories(x, lengths, history)
     count = len(extended) - past
     out = sum(extended[tap : tap + count] * weight[:, tap] for tap in range(past + 1))
     assert isinstance(out, Tensor)
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + past + length)
-    if len(lengths) > 1:  # drop the outputs that straddle two sequences
-        out = torch.cat([out[start : start + n] for start, n in zip(starts, lengths, strict=False)])
-    if bias is not None:
-        out = out + bias
-    ends = torch.stack([extended[end - past : end] for end in starts[1:]])
-    return F.silu(out), ends.float()
+    out = own_rows(out, lengths, past)
+    return F.silu(out if bias is None else out + bias), last_rows(extended, lengths, past)
+
+
+def behind_histories(x: Tensor, lengths: Lengths, history: Tensor) -> Float[Tensor, "rows channels"]:
+    """Each sequence behind its own history, packed, in x's dtype."""
+    parts: list[Tensor] = []
+    for before, rows in zip(history.to(x.dtype), x.split(list(lengths)), strict=True):
+        parts += [before, rows]
+    return torch.cat(parts)
+
+
+def own_rows(out: Tensor, lengths: Lengths, past: int) -> Float[Tensor, "tokens channels"]:
+    """Outputs of a convolution over `behind_histories`, without those that straddle two sequences."""
+    if len(lengths) == 1:
+        return out
+    starts = accumulate(lengths, lambda start, length: start + past + length, initial=0)
+    return torch.cat([out[start : start + n] for start, n in zip(starts, lengths, strict=False)])
+
+
+def last_rows(extended: Tensor, lengths: Lengths, past: int) -> Float[Tensor, "sequences past channels"]:
+    """The histories for what comes after `behind_histories`, float32."""
+    ends = accumulate(past + length for length in lengths)
+    return torch.stack([extended[end - past : end] for end in ends]).float()
 
 
 def short_conv(
