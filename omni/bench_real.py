@@ -38,10 +38,11 @@ class Real:
     """What was measured. Bytes; seconds; tokens a second, medians; spread: (max - min) / median, the larger.
 
     error: of products, against dequantised weights. built: seconds to make the model; held: by the process then; peak:
-    by the process in all. encoded: seconds of a picture of 1024 patches and ten seconds of sound. touched: by writing
-    a token after the prompt, packed weights and all else together; share_of_reads: of the machine's. after: seconds a
-    token behind contexts of so many; growth: the longest's over the shortest's. outside_products: of the time of
-    writing, None where compiled kernels hide it; operators: the largest shares of what a profile saw.
+    by the process in all; peaks: by the end of each stage. encoded: seconds of a picture of 1024 patches and ten
+    seconds of sound. touched: by writing a token after the prompt, packed weights and all else together;
+    share_of_reads: of the machine's. after: seconds a token behind contexts of so many; growth: the longest's over the
+    shortest's. outside_products: of the time of writing, None where compiled kernels hide it; operators: the largest
+    shares of what a profile saw.
     """
 
     layers: str
@@ -51,6 +52,7 @@ class Real:
     built: float
     held: int
     peak: int
+    peaks: dict[str, int]
     encoded: float
     prompt: int
     prefill: float
@@ -138,17 +140,22 @@ def measure(
     if compiled:
         compile_steps(model)
     keep_freed()  # only now, as `omni.load` does
-    built, held = time.perf_counter() - start, resident()[0]
+    built = time.perf_counter() - start
+    held, made = resident()
+    peaks = {"made": made}
     error = check_products(model)
+    peaks["checked"] = resident()[1]
     encoded = encode(model)
+    peaks["encoded"] = resident()[1]
     reading, writing, look = ours(model, prompt, new, repeats)
     spent = look()
+    peaks["read and written"] = resident()[1]
     prefill, decode = prompt / statistics.median(reading), new / statistics.median(writing)
     after: dict[int, float] = {}
     for tokens in contexts:
         embeddings = model.look_up(torch.randint(0, config.backbone.vocabulary, (new,)))
         after[tokens] = statistics.median(writes(model, filled_state(model, tokens), embeddings, repeats)) / new
-    peak = resident()[1]
+    peaks["contexts"] = peak = resident()[1]
     here = typical([before, machine(), machine()])
     weights = touched(model)
     all_touched = weights + touched_beside(model, filled_state(model, prompt))
@@ -160,6 +167,7 @@ def measure(
         built=built,
         held=held,
         peak=peak,
+        peaks=peaks,
         encoded=encoded,
         prompt=prompt,
         prefill=prefill,
@@ -185,6 +193,7 @@ def rows(real: Real) -> list[tuple[str, str, str]]:
         ("made in", f"{real.built:.0f} s", ""),
         ("resident", f"{real.held / gib:.2f} GiB", ""),
         ("peak", f"{real.peak / gib:.2f} GiB", ""),
+        *((f"peak once {stage}", f"{by / gib:.2f} GiB", "") for stage, by in real.peaks.items()),
         (f"picture of {PATCHES} patches, {FRAMES // 100} s of sound", f"{real.encoded:.1f} s", ""),
         (f"reading {real.prompt} tokens", f"{real.prefill:.0f} tok/s", f"{real.share_of_products:.0%} of products"),
         ("writing", f"{real.decode:.2f} tok/s", f"{real.share_of_reads:.0%} of reads"),

@@ -136,7 +136,8 @@ def test_the_real_shapes_are_measured_beside_the_ceilings() -> None:
     assert found.growth == found.after[300] / found.after[16]
     assert found.touched_weights == touched(random_packed(TINY, "int4")) < found.touched
     assert found.share_of_reads == pytest.approx(found.decode * found.touched / 1e9 / here.read)
-    assert 0 < found.held <= found.peak
+    assert 0 < found.held <= found.peak == max(found.peaks.values())
+    assert sorted(found.peaks.values()) == list(found.peaks.values())
     assert min(found.prefill, found.decode, found.encoded, found.error) > 0
     text = json.loads(bench_real.report(here, found))
     assert text["real"]["after"].keys() == {"16", "300"}
