@@ -91,7 +91,7 @@ def step_conv(
     after = history.clone(memory_format=torch.contiguous_format)
     bias = None if bias is None else bias.float()
     held = after.transpose(1, 2)  # (sequences, channels, past), which the kernel moves on by one
-    return _kernel("causal_conv1d_update")(x.float(), held, weight.float(), bias, "silu"), after
+    return _kernel("causal_conv1d_update")(x.float(), held, weight.float(), bias, activation="silu"), after
 
 
 def selective_scan(

@@ -12,7 +12,8 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,32 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="mamba-ssm in Triton's 
 LENGTHS = [(40,), (20, 20), (5, 30, 17, 1)]
 
 
+def check_image(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """What causal-conv1d asks of its arguments before its kernel starts."""
+    channels_last = x.stride(1) == 1 and x.stride(2) > 1
+    assert channels_last or x.stride(2) == 1
+    assert not channels_last or all(number % 8 == 0 for number in (x.shape[1], x.stride(0), x.stride(2)))
+    check_weights(x, weight, bias)
+
+
+def check_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The same, of one token."""
+    assert state.dtype == x.dtype
+    assert state.shape == (*x.shape, weight.shape[1] - 1)
+    check_weights(x, weight, bias)
+
+
+def check_weights(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    assert len(weight) == x.shape[1]
+    assert 2 <= weight.shape[1] <= 4
+    assert bias is None or (bias.dtype == weight.dtype and bias.shape == x.shape[1:2])
+
+
+def checked(checks: Callable[..., None], reference: Callable[..., Tensor], *given: Tensor, activation: str) -> Tensor:
+    checks(*given)
+    return reference(*given, activation=activation)
+
+
 @pytest.fixture(scope="module")
 def packages() -> Iterator[None]:
     """Both packages, whose own first lines import what only a GPU's compiler makes."""
@@ -42,8 +69,9 @@ def packages() -> Iterator[None]:
         patch.setitem(sys.modules, "causal_conv1d_cuda", ModuleType("causal_conv1d_cuda"))
         convolution: Any = importlib.import_module("causal_conv1d")
         references: Any = importlib.import_module("causal_conv1d.causal_conv1d_interface")
-        patch.setattr(convolution, "causal_conv1d_fn", references.causal_conv1d_ref)
-        patch.setattr(convolution, "causal_conv1d_update", references.causal_conv1d_update_ref)
+        for name, checks in (("causal_conv1d_fn", check_image), ("causal_conv1d_update", check_step)):
+            reference = getattr(references, name.removesuffix("_fn") + "_ref")
+            patch.setattr(convolution, name, partial(checked, checks, reference), raising=False)
         patch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(multi_processor_count=2))
         yield
@@ -150,8 +178,8 @@ def test_a_hybrid_reads_and_writes_as_with_the_reference(monkeypatch: pytest.Mon
 
 
 EMPTY = {  # what each kernel gives, without its numbers
-    "causal_conv1d_fn": lambda x, weight, bias, activation: torch.empty_like(x),
-    "causal_conv1d_update": lambda x, state, weight, bias, activation: torch.empty_like(x),
+    "causal_conv1d_fn": partial(checked, check_image, lambda x, *_, **__: torch.empty_like(x)),
+    "causal_conv1d_update": partial(checked, check_step, lambda x, *_, **__: torch.empty_like(x)),
     "mamba_chunk_scan_combined": lambda x, *_, initial_states, **__: (
         torch.empty_like(x),
         torch.empty_like(initial_states),
