@@ -35,7 +35,7 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
-from omni.precision import multiplied_in
+from omni.precision import ONEDNN, linear, multiplied_in
 from omni.products import Matrix
 from omni.strips import Laid, mixed
 
@@ -92,7 +92,7 @@ class Rows:
         """As `F.linear`; many rows in slow half precision as float32, and x may be in that."""
         kind = multiplied_in(x.dtype)
         if x.dtype == self.weight.dtype and (kind == x.dtype or len(x) <= FEW_EIGHTS):
-            return F.linear(x, self.weight, bias)
+            return linear(x, self.weight, bias)
         parts = (part.to(kind) for part in self.weight.split(max(1, UNPACKED // self.width)))
         return _by_parts(x, parts, bias, kind)
 
@@ -204,7 +204,7 @@ def _by_parts(
 ) -> Float[Tensor, "tokens rows"]:
     """As `F.linear`, by a weight whose parts are made in a dtype, one after the other."""
     wide = x.to(kind)
-    made = [wide @ part.t() for part in parts]
+    made = [linear(wide, part) if len(x) < ONEDNN else wide @ part.t() for part in parts]
     out = made[0] if len(made) == 1 else torch.cat(made, 1)
     return (out if bias is None else out.add_(bias)).to(x.dtype)
 

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from omni.ops import relu2
-from omni.precision import multiplied_in
+from omni.precision import linear, multiplied_in
 from omni.products import HIGH, LOW, MIDDLE, Kernel, Matrix, kept, options, times
 
 FEW = 8  # rows up to which reading the codes for each costs less than to unpack them
@@ -61,7 +60,7 @@ class Laid(ABC):
             made: list[Tensor] = []
             for at in range(0, self.blocks, count):
                 first = min(at, self.blocks - count)  # all parts are of one size, so that they share a kernel
-                made.append(F.linear(narrow, self.part(first, count, kind))[:, self.block * (at - first) :])
+                made.append(linear(narrow, self.part(first, count, kind))[:, self.block * (at - first) :])
             out = (made[0] if len(made) == 1 else torch.cat(made, 1))[:, : self.rows]
         return (out if bias is None else out + bias).to(x.dtype)
 

@@ -73,3 +73,22 @@ def test_what_is_freed_is_kept_unless_the_user_has_settings_of_their_own(monkeyp
     assert int(kept) > 150 * 2**20
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert not keep_freed()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("avx2", [True, False])
+@pytest.mark.parametrize("tokens", [1, 5, 31, 32, 100, 512, 513])
+def test_a_product_is_the_same_whoever_takes_it(
+    dtype: torch.dtype, avx2: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "AVX2", avx2)
+    torch.manual_seed(0)
+    weight, bias, wide = (
+        torch.randn(24, 40, dtype=dtype),
+        torch.randn(24, dtype=dtype),
+        torch.randn(40, 600, dtype=dtype),
+    )
+    for x in (wide.t()[:tokens], wide.t()[:tokens].contiguous()):
+        for added in (bias, None):
+            made, wanted = precision.linear(x, weight, added), torch.nn.functional.linear(x, weight, added)
+            torch.testing.assert_close(made, wanted)
