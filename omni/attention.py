@@ -114,14 +114,16 @@ class Attention(nn.Module):
             frequencies = self._frequencies(self.config.rope, q.device)
             amplitude = self.config.rope.amplitude
             q, k = rotate(q, positions, frequencies, amplitude), rotate(k, positions, frequencies, amplitude)
-        mixed: list[Tensor] = []
+        if len(lengths) == 1:
+            return self._attend_one(0, q, k, v, state)
         sequences = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), strict=True)
-        for sequence, (queries, keys, values) in enumerate(sequences):
-            keys, values = keys.transpose(0, 1), values.transpose(0, 1)  # (kv_heads, tokens, dim)
-            if state is not None:
-                keys, values = state.append(sequence, keys, values)
-            mixed.append(causal_attention(queries, keys, values, self.config.window, sinks=self.sinks))
-        return torch.cat(mixed)
+        return torch.cat([self._attend_one(i, *each, state) for i, each in enumerate(sequences)])
+
+    def _attend_one(self, sequence: int, q: Tensor, k: Tensor, v: Tensor, state: KVState | None) -> Tensor:
+        k, v = k.transpose(0, 1), v.transpose(0, 1)  # (kv_heads, tokens, dim)
+        if state is not None:
+            k, v = state.append(sequence, k, v)
+        return causal_attention(q, k, v, self.config.window, sinks=self.sinks)
 
     def _frequencies(self, rope: RopeConfig, device: torch.device) -> Tensor:
         """Computed on use, not stored: a buffer would be rounded by a half-precision model."""

@@ -171,7 +171,7 @@ class _Steps:
             for needs, layer in run.needs:
                 if needs == "memory" and isinstance(state := states[layer], MambaState):
                     history, ssm, *made = made
-                    state.replace(MambaState(history[None], ssm[None]))
+                    state.replace(MambaState(history, ssm))
             if run.attends:
                 attention, layer = run.attends
                 (q, k, v), cache = made, states[layer]
@@ -181,7 +181,7 @@ class _Steps:
 
 def _memory(state: LayerState) -> tuple[Tensor, Tensor]:
     assert isinstance(state, MambaState)
-    return state.history[0].contiguous(), state.ssm[0].contiguous()
+    return state.history.contiguous(), state.ssm.contiguous()
 
 
 def _alone(block: Block) -> Callable[[Tensor, LayerState], Tensor]:

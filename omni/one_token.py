@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omni import ops
@@ -153,6 +153,25 @@ def _mixture(moe: MoE, norm: Tensor, eps: float) -> tuple[Part, ...]:
     return (Part(_mixture_law(c, eps), (norm, router, bias, up, gate, down, *latent, shared)),)
 
 
+def _choose(scores: Float[Tensor, " experts"], top_k: int, groups: int, top_groups: int) -> Int[Tensor, " top_k"]:
+    """As `ops.choose_experts`, by comparing each with each: torch sorts in an operator of its own, which would cut the
+    kernel in two. Scores that are no numbers give any experts, but none beyond the last.
+    """
+    if groups > 1:
+        by_group = scores.view(groups, -1)
+        best = _places(kept(torch.where(_places(by_group) < 2, by_group, 0).sum(-1)))
+        scores = kept(by_group.masked_fill(best[:, None] >= top_groups, -torch.inf).flatten())
+    experts = torch.arange(len(scores))
+    found = torch.where(_places(scores) == torch.arange(top_k)[:, None], experts, 0).sum(-1)
+    return found.clamp_max(len(scores) - 1)
+
+
+def _places(scores: Float[Tensor, "*lists entries"]) -> Int[Tensor, "*lists entries"]:
+    """How many of its list go before each: those that are larger, and the earlier ones of its size."""
+    each, other, entries = scores[..., :, None], scores[..., None, :], torch.arange(scores.shape[-1])
+    return ((other > each) | ((other == each) & (entries < entries[:, None]))).sum(-1)
+
+
 @lru_cache(maxsize=16)
 def _mixture_law(c: MoEConfig, eps: float) -> Law:
     """Router, the chosen experts weighted and added up, and the shared one; sums are float32."""
@@ -173,7 +192,7 @@ def _mixture_law(c: MoEConfig, eps: float) -> Law:
         logits = (router * row).sum(-1)
         scores = logits.sigmoid() if c.router == "sigmoid" else logits.softmax(-1)
         ranks = scores if bias is None else scores + bias
-        chosen = ops.choose_experts(ranks[None], c.top_k, c.groups, c.top_groups)[0]
+        chosen = _choose(ranks, c.top_k, c.groups, c.top_groups)
         weights = scores[chosen]
         if c.normalize:
             weights = weights / (weights.sum() + 1e-20)
@@ -217,8 +236,8 @@ def _scan_law(config: MambaConfig, eps: float, inner_eps: float) -> Law:
 
     def law(
         token: Float[Tensor, "1 width"],
-        history: Float[Tensor, "past channels"],
-        state: Float[Tensor, "heads dim state"],
+        history: Float[Tensor, "1 past channels"],
+        state: Float[Tensor, "1 heads dim state"],
         outer_norm: Float[Tensor, " width"],
         into: Matrix,
         weight: Float[Tensor, "taps channels"],
@@ -231,18 +250,18 @@ def _scan_law(config: MambaConfig, eps: float, inner_eps: float) -> Law:
     ) -> tuple[Tensor, Tensor, Tensor]:
         projected = times(into, _normed(token, outer_norm, eps))
         z, xbc, dt = projected.split([config.inner, config.channels, heads])
-        window = torch.cat((history, xbc[None]))
+        window = torch.cat((history[0], xbc[None]))
         mixed = F.silu((window * weight).sum(0) if bias is None else (window * weight).sum(0) + bias)
         x, b, c = mixed.split([config.inner, groups * size, groups * size])
         dt = F.softplus(dt + dt_bias)
         b = b.view(groups, size).repeat_interleave(heads // groups, 0)
         c = c.view(groups, size).repeat_interleave(heads // groups, 0)
         added = (x.view(heads, dim) * dt[:, None])[..., None] * b[:, None]
-        after = state * (dt * a).exp()[:, None, None] + added
+        after = state[0] * (dt * a).exp()[:, None, None] + added
         y = (after * c[:, None]).sum(-1).flatten() + x * skip
         gated = (y * F.silu(z)).view(groups, -1)
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + inner_eps)
-        return _added(token, times(out, kept(scaled.flatten() * norm))), window[1:], after
+        return _added(token, times(out, kept(scaled.flatten() * norm))), window[None, 1:], after[None]
 
     return law
 

@@ -17,6 +17,8 @@ from omni.config import OmniConfig
 from omni.mamba import MambaConfig
 from omni.model import OmniModel
 from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
+from omni.one_token import _choose
+from omni.ops import choose_experts
 from omni.packed import Format, pack
 from omni.products import Fixed, Matrix, times
 from omni.strips import FEW, Laid, Strips
@@ -66,6 +68,20 @@ def test_a_token_alone(config: BlockConfig, form: Format | None) -> None:
         assert float((made - wanted).norm() / (wanted - x).norm()) < (1e-5 if form is None else 2e-2)
     many = block(torch.cat((x, x)), (2,))
     assert torch.equal(many[0], many[1])  # several tokens go the usual way
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_experts_are_chosen_by_comparing(groups: int) -> None:
+    few = torch.randint(0, 4, (8,)).float()  # with many of a size, of which torch takes any
+    for scores in (torch.randn(40), torch.randn(40).exp(), few):
+        chosen = _choose(scores, 3, groups, max(1, groups // 2))
+        wanted = choose_experts(scores[None], 3, groups, max(1, groups // 2))[0]
+        assert torch.equal(scores[chosen], scores[wanted])
+        assert len(set(chosen.tolist())) == 3
+        assert scores is few or torch.equal(chosen, wanted)
+    broken = torch.full((40,), torch.nan)
+    for scores in (broken, torch.where(torch.arange(40) == 7, broken, torch.randn(40))):
+        assert max(_choose(scores, 3, groups, max(1, groups // 2))) < 40
 
 
 @pytest.mark.parametrize("config", [EXPERTS, SCAN, ATTENTION, MLPConfig(hidden=96)])
