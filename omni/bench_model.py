@@ -1,5 +1,5 @@
 """Benchmark of reading and writing: a hybrid of random weights in each format, against what this machine can do and
-against other engines on the same weights, in one run.
+against other engines on the same weights, in one run, each right behind the format that it stands beside.
 
 Results are compared with the reference first. Ceilings are measured in the run: bytes read a second by a sum over a
 large tensor, products of large matrices in each dtype. A format's share is its arithmetic (or the bytes it must touch)
@@ -11,9 +11,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,61 +166,80 @@ def measure(
     peers: bool = True,
     compiled: bool = False,
 ) -> tuple[Machine, list[Speed]]:
-    """Ours in bfloat16, int8 and int4, then transformers and llama.cpp where they are installed, on the same weights.
-    On a processor that is slow in bfloat16 what is not weights is in float32, as `load` has it; one more format,
-    float32 throughout, is measured there, and it is transformers'.
+    """Ours in bfloat16, int8 and int4, and right behind each format, on the same weights, transformers and llama.cpp
+    where they are installed. On a processor that is slow in bfloat16 what is not weights is in float32, as `load` has
+    it; one more format, float32 throughout, is measured there, and it is transformers'.
 
     compiled: each format also with single tokens compiled (`omni.compiled`).
 
     Raises ValueError where ours does not agree with its reference.
     """
     check_twins(config)
-    looks, found = [machine()], []
+    looks = [machine()]
+    found: list[tuple[Speed, int]] = []  # with the bytes of weights that a token of ours touches
     working = multiplied_in(torch.bfloat16)
     forms: list[tuple[str, torch.dtype, Format | None]] = [
         ("bf16", torch.bfloat16, None), ("int8", working, "int8"), ("int4", working, "int4")
     ]  # fmt: skip
     if working == torch.float32:
         forms.insert(0, ("f32", working, None))
-    for (name, dtype, form), fused in product(forms, (False, True) if compiled else (False,)):
-        model = random_model(config).to(dtype)
-        pack(model, form, rows=fused)
-        if fused:
-            compile_steps(model)
-        read, write, spent = ours(model, prompt, new, repeats)
-        found.append((name, fused, read, write, touched(model), None if fused else spent().outside))
-        del model
-        looks.append(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        rivals = _rivals(config, Path(folder), prompt, new, repeats, working) if peers else {}
+        for name, dtype, form in forms:
+            for fused in (False, True) if compiled else (False,):
+                model = random_model(config).to(dtype)
+                pack(model, form, rows=fused)
+                if fused:
+                    compile_steps(model)
+                read, write, spent = ours(model, prompt, new, repeats)
+                speed = Speed(
+                    engine="omni, compiled" if fused else "omni",
+                    format=name,
+                    prefill=prompt / statistics.median(read),
+                    decode=new / statistics.median(write),
+                    spread=spread(read, write),
+                    outside_products=None if fused else spent().outside,
+                )
+                found.append((speed, touched(model)))
+                del model, spent
+                looks.append(machine())
+            found += [(rival(), 0) for rival in rivals.get(name, ())]
     here = typical(looks)
-    speeds: list[Speed] = []
-    for name, fused, read, write, moved, outside in found:
-        prefill, decode = prompt / statistics.median(read), new / statistics.median(write)
-        speeds.append(
-            Speed(
-                engine="omni, compiled" if fused else "omni",
-                format=name,
-                prefill=prefill,
-                decode=decode,
-                spread=spread(read, write),
-                share_of_products=prefill * work(config) / here.usable,
-                share_of_reads=decode * moved / 1e9 / here.read,
-                outside_products=outside,
-            )
+    return here, [
+        replace(
+            speed,
+            share_of_products=speed.prefill * work(config) / here.usable,
+            share_of_reads=speed.decode * moved / 1e9 / here.read,
         )
-    if peers:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            random_model(config).save_pretrained(folder / "checkpoint")
-            speeds += transformers_speed(folder / "checkpoint", prompt, new, repeats, working)
-            speeds += llama_speeds(folder, config.backbone.vocabulary, prompt, new, repeats)
-    return here, speeds
+        if moved
+        else speed
+        for speed, moved in found
+    ]
+
+
+def _rivals(
+    config: OmniConfig, folder: Path, prompt: int, new: int, repeats: int, working: torch.dtype
+) -> dict[str, list[Callable[[], Speed]]]:
+    """How to measure the other engines that are installed, by the format of ours that they stand beside; the same
+    weights are written into a folder for them.
+    """
+    from omni import bench_llama as llama
+
+    checkpoint, like = folder / "checkpoint", "bf16" if working == torch.bfloat16 else "f32"
+    random_model(config).save_pretrained(checkpoint)
+    rivals = {like: [partial(transformers_speed, checkpoint, like, working, prompt, new, repeats)]}
+    if llama.installed():
+        llama.add_tokenizer(checkpoint, config.backbone.vocabulary)
+        whole = llama.converted(checkpoint, folder / "model.bf16.gguf", llama.find_converter(folder))
+        files = {"bf16": whole, "int8": llama.quantised(whole, "q8_0"), "int4": llama.quantised(whole, "q4_0")}
+        for form, file in files.items():
+            rivals.setdefault(form, []).append(partial(llama_speed, file, prompt, new, repeats))
+    return rivals
 
 
 @torch.inference_mode()
-def transformers_speed(
-    folder: Path, prompt: int, new: int, repeats: int, dtype: torch.dtype = torch.bfloat16
-) -> Iterator[Speed]:
-    """transformers on the same checkpoint, with its cache."""
+def transformers_speed(folder: Path, form: str, dtype: torch.dtype, prompt: int, new: int, repeats: int) -> Speed:
+    """transformers on a checkpoint in a dtype, which the table calls `form`, with its cache."""
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
@@ -239,27 +258,22 @@ def transformers_speed(
         for place in range(prompt, prompt + new):
             model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits[0, -1].argmax().item()
         writing.append(time.perf_counter() - start)
-    yield Speed(
+    return Speed(
         engine="transformers",
-        format="bf16" if dtype == torch.bfloat16 else "f32",
+        format=form,
         prefill=prompt / statistics.median(reading),
         decode=new / statistics.median(writing),
         spread=spread(reading, writing),
     )
 
 
-def llama_speeds(folder: Path, vocabulary: int, prompt: int, new: int, repeats: int) -> Iterator[Speed]:
-    """llama.cpp on the same checkpoint, in bfloat16, q8_0 and q4_0; nothing where xllamacpp is not installed."""
-    from omni import bench_llama as llama
+def llama_speed(file: Path, prompt: int, new: int, repeats: int) -> Speed:
+    """llama.cpp on a GGUF file, whose name says its format."""
+    from omni.bench_llama import speed
 
-    if not llama.installed():
-        return
-    llama.add_tokenizer(folder / "checkpoint", vocabulary)
-    whole = llama.converted(folder / "checkpoint", folder / "model.bf16.gguf", llama.find_converter(folder))
-    for kind in ("bf16", "q8_0", "q4_0"):
-        file = whole if kind == "bf16" else llama.quantised(whole, kind)
-        prefill, decode = llama.speed(file, prompt, new, torch.get_num_threads(), repeats)
-        yield Speed(engine="llama.cpp", format=kind, prefill=prefill, decode=decode, spread=float("nan"))
+    prefill, decode = speed(file, prompt, new, torch.get_num_threads(), repeats)
+    kind = file.name.split(".")[-2]
+    return Speed(engine="llama.cpp", format=kind, prefill=prefill, decode=decode, spread=float("nan"))
 
 
 def report(here: Machine, speeds: list[Speed]) -> str:
