@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -136,7 +135,7 @@ def complete(server: Any, prompt: list[int], new: int, **settings: Any) -> dict[
 
 
 def measure(gguf: str, prompt: int, new: int, threads: int, repeats: int) -> str:
-    """What `speed` runs in a process of its own: after a warm-up, two lists of tokens a second, as JSON.
+    """What `rates` runs in a process of its own: after a warm-up, two lists of tokens a second, as JSON.
 
     A decoding is timed from the first new token to the last.
     """
@@ -152,15 +151,15 @@ def measure(gguf: str, prompt: int, new: int, threads: int, repeats: int) -> str
     return json.dumps(rates)
 
 
-def speed(gguf: Path, prompt: int, new: int, threads: int, repeats: int) -> tuple[float, float]:
-    """Median tokens a second of reading a prompt and of writing `new` tokens after it (at least 2), batch 1.
+def rates(gguf: Path, prompt: int, new: int, threads: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Tokens a second of reading a prompt and of writing `new` tokens after it (at least 2), batch 1, of each repeat.
 
     Raises ValueError where xllamacpp is not installed or cannot load the file.
     """
     _package("xllamacpp")
     command = [sys.executable, "-c", SPEED, str(gguf), *map(str, (prompt, new, threads, repeats))]
     prefill, decode = json.loads(_run(command).splitlines()[-1])
-    return statistics.median(prefill), statistics.median(decode)
+    return prefill, decode
 
 
 def _package(name: Literal["xllamacpp", "gguf"]) -> Any:

@@ -269,11 +269,16 @@ def transformers_speed(folder: Path, form: str, dtype: torch.dtype, prompt: int,
 
 def llama_speed(file: Path, prompt: int, new: int, repeats: int) -> Speed:
     """llama.cpp on a GGUF file, whose name says its format."""
-    from omni.bench_llama import speed
+    from omni.bench_llama import rates
 
-    prefill, decode = speed(file, prompt, new, torch.get_num_threads(), repeats)
-    kind = file.name.split(".")[-2]
-    return Speed(engine="llama.cpp", format=kind, prefill=prefill, decode=decode, spread=float("nan"))
+    reading, writing = rates(file, prompt, new, torch.get_num_threads(), repeats)
+    return Speed(
+        engine="llama.cpp",
+        format=file.name.split(".")[-2],
+        prefill=statistics.median(reading),
+        decode=statistics.median(writing),
+        spread=spread(reading, writing),
+    )
 
 
 def report(here: Machine, speeds: list[Speed]) -> str:
