@@ -208,7 +208,7 @@ class Engine:
             before = len(request.writer.tokens)
             try:
                 pieces += request.writer.write(logits[mine], best[mine], drafted)
-            except ValueError as error:  # a grammar that leaves nothing to write
+            except ValueError as error:  # a grammar that leaves nothing to write, logits that are no numbers
                 request.error = error
                 request.writer.cancel()
             written = request.writer.tokens[before:]

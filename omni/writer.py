@@ -65,11 +65,17 @@ class Writer:
     ) -> list[Piece]:
         """Choose the next token by the first row of logits, and one by each further row as long as its draft was right.
 
-        best: the likeliest token of each row. At least one token is written.
+        best: the likeliest token of each row. At least one token is written. Raises ValueError for logits that are no
+        numbers.
         """
         self._rounds += 1
         shown: list[tuple[str, bool]] = []
         for row, likeliest in enumerate(best):
+            if not logits[row, likeliest] < torch.inf:
+                raise ValueError(
+                    f"generate: the logits of token {len(self.tokens)} are no numbers; load the model in bfloat16 or "
+                    "float32 where float16 overflows, else look for the weights that are no numbers"
+                )
             draft = drafts[row] if row < len(drafts) else None
             forced = bool(self._forced)
             token = self._forced.popleft() if forced else self._choose(logits[row], likeliest, draft)

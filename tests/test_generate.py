@@ -72,6 +72,15 @@ def test_written_token_by_token_with_a_state_equals_reading_all_anew(config: obj
         batch = appended(batch, token)
 
 
+@pytest.mark.parametrize("wishes", [{}, {"temperature": 0.7}, {"choices": ["yes", "no"]}])
+def test_logits_that_are_no_numbers_are_no_answer(wishes: dict[str, object]) -> None:
+    model = talker.talker()
+    with torch.no_grad():
+        model.backbone.norm_f.weight[0] = math.nan
+    with pytest.raises(ValueError, match="logits of token 0 are no numbers"):
+        written(model, talker.prompt("q"), **wishes)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_batch_writes_what_its_members_write_alone(temperature: float) -> None:
     model = talker.talker(talker.SEES)
