@@ -122,7 +122,7 @@ class Attention(nn.Module):
     def _attend_one(self, sequence: int, q: Tensor, k: Tensor, v: Tensor, state: KVState | None) -> Tensor:
         k, v = k.transpose(0, 1), v.transpose(0, 1)  # (kv_heads, tokens, dim)
         if state is not None:
-            k, v = state.append(sequence, k, v)
+            k, v = (held.to(q.dtype) for held in state.append(sequence, k, v))
         return causal_attention(q, k, v, self.config.window, sinks=self.sinks)
 
     def _frequencies(self, rope: RopeConfig, device: torch.device) -> Tensor:

@@ -102,7 +102,8 @@ class KVState:
 
 
 def _grown(buffer: Tensor, used: int, capacity: int) -> Tensor:
-    new = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
+    with torch.inference_mode(False):  # tensors of inference mode could not be written into outside it
+        new = buffer.new_empty(buffer.shape[0], capacity, buffer.shape[2])
     new[:, :used] = buffer[:, :used]
     return new
 
@@ -253,9 +254,14 @@ class State:
         """Forget the last tokens of each sequence, exactly: fewer than the last read took, which was a short one
         (`omni.mamba.SHORT` tokens at most).
 
-        This is how drafts that failed are taken back: a snapshot would forget the accepted ones with them.
+        This is how drafts that failed are taken back: a snapshot would forget the accepted ones with them. Raises
+        ValueError for more tokens than that.
         """
-        for kind in (MambaState, KVState):  # those that may refuse first
+        for layer in self.layers:  # those that may refuse first
+            held = layer.lengths if isinstance(layer, KVState) else self.lengths
+            if any(not 0 <= count <= length for count, length in zip(counts, held, strict=True)):
+                raise ValueError(f"State.rewind: {list(counts)} tokens back, {list(held)} are held")
+        for kind in (MambaState, KVState):
             for layer in self.layers:
                 if isinstance(layer, kind):
                     layer.rewind(counts)

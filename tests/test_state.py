@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scan import backbone
 
-from omni.state import State
+from omni.state import KVState, State
 
 
 def tokens(count: int, seed: int) -> torch.Tensor:
@@ -126,6 +127,39 @@ def test_only_the_last_short_read_can_be_taken_back() -> None:
     with pytest.raises(ValueError, match="the last read took"):
         state.rewind([3])
     assert state.lengths == (33,)
+
+
+@torch.no_grad()
+def test_keys_alone_can_be_taken_back_as_far_as_they_go() -> None:
+    model = small.model(small.FAMILIES["Llama"])
+    state = model.new_state()
+    model(small.sentence(20), state)
+    for count in (-2, 21):
+        with pytest.raises(ValueError, match=rf"\[{count}\] tokens back, \[20\] are held"):
+            state.rewind([count])
+    state.rewind([20])
+    assert torch.equal(model(small.sentence(20), state).logits, model(small.sentence(20)).logits)
+
+
+@torch.no_grad()
+def test_keys_may_be_held_in_another_dtype() -> None:
+    model = small.model(small.FAMILIES["Nano 3"])
+    state = model.new_state(dtype=torch.bfloat16)
+    wanted, made = model(small.sentence(20)).logits, model(small.sentence(20), state).logits
+    assert {layer.keys[0].dtype for layer in state.layers if isinstance(layer, KVState)} == {torch.bfloat16}
+    assert 0 < float((made - wanted).norm() / wanted.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("count", [20, 64, 70])
+def test_what_was_read_in_inference_mode_goes_on_outside_it(count: int) -> None:
+    model = backbone()
+    state = model.new_state(1)
+    with torch.inference_mode():
+        model(tokens(count, 1), (count,), state)
+    with torch.no_grad():
+        made = model(tokens(3, 2), (3,), state)
+        whole = model(torch.cat((tokens(count, 1), tokens(3, 2))), (count + 3,))
+    torch.testing.assert_close(made, whole[count:], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
