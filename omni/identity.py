@@ -58,8 +58,10 @@ class Origin:
         return cls(tuple(tensor.shape), _spread(tensor), f" {form}" if form else "")
 
 
-def _changes(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _changes(tensor: Tensor) -> tuple[int, float]:
+    """How often a tensor was written into, which torch does not count of fused optimizers, and its middle value."""
+    middle = tensor.detach()[tuple(size // 2 for size in tensor.shape)] if tensor.numel() else math.nan
+    return -1 if tensor.is_inference() else tensor._version, float(middle)
 
 
 def samples(shape: Sequence[int]) -> int:

@@ -99,19 +99,11 @@ class Mamba(nn.Module):
         step = torch.empty(config.heads).uniform_(-6.9, -2.3).exp()  # 0.001 to 0.1, log-uniform
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus(dt_bias) = step
         self.norm = Scale(config.inner)
-        self._kept: tuple[object, tuple[Tensor, Tensor]] | None = None
         self.out_proj = nn.Linear(config.inner, width, bias=config.bias)
 
     def _rates(self) -> tuple[Float[Tensor, " heads"], Float[Tensor, " inner"]]:
-        """A, and D for every channel; kept until the weights change where no gradient is wanted."""
-        if torch.is_grad_enabled():
-            return -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
-        now = [(w.data_ptr(), -1 if w.is_inference() else w._version) for w in (self.A_log, self.D)]
-        if self._kept is None or self._kept[0] != now:
-            with torch.inference_mode(False), torch.no_grad():
-                made = -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
-            self._kept = now, made
-        return self._kept[1]
+        """A, and D for every channel."""
+        return -self.A_log.float().exp(), self.D.float().repeat_interleave(self.config.head_dim)
 
     def new_state(self, sequences: int, device: torch.device, dtype: torch.dtype) -> MambaState:
         """Zeros; always float32, whatever the model's dtype."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import small
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -230,6 +231,22 @@ def test_recomputing_blocks_gives_the_same_gradients() -> None:
     assert len(grads[0]) == len(list(model.layers.parameters()))  # all but the final norm, which forward leaves out
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_after_an_optimizers_step_nothing_old_is_left(fused: bool) -> None:
+    """torch does not count what its fused optimizers write."""
+    model = small.model(small.FAMILIES["Nano 2"])
+    batch = small.sentence(20)
+    with torch.no_grad():
+        model(batch)
+    before = model.identity.fingerprint
+    model(batch).logits.square().mean().backward()
+    torch.optim.AdamW(model.parameters(), lr=0.3, fused=fused).step()
+    with torch.no_grad():
+        without = model(batch).logits
+    torch.testing.assert_close(without, model(batch).logits.detach(), rtol=1e-4, atol=1e-5)
+    assert model.identity.fingerprint != before
 
 
 @pytest.mark.parametrize(
