@@ -149,7 +149,7 @@ def selective_scan(
         return kernels_cuda.selective_scan(x, dt, a, b, c, state, lengths, chunk)
     if not fast(x):
         return ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, lengths, chunk)
-    kind = multiplied_in(x.dtype)
+    kind = torch.float32 if x.dtype == torch.float16 else multiplied_in(x.dtype)  # float16 cannot hold a state
     x, b, c = x.to(kind), b.to(kind), c.to(kind)
     chunk = min(chunk, LONGEST_CHUNK, max(lengths))
     counts = [-(-length // chunk) for length in lengths]

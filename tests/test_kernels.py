@@ -50,6 +50,16 @@ def test_the_scan_equals_its_reference(dtype: torch.dtype, lengths: tuple[int, .
         close(one, other, dtype)
 
 
+def test_a_state_beyond_float16_stays_a_number() -> None:
+    x, b, c = randn(64, 4, 8).abs().mul(30).half(), randn(64, 2, 16).abs().mul(40).half(), randn(64, 2, 16).half()
+    dt, a, state = torch.ones(64, 4), torch.full((4,), -0.001), torch.zeros(1, 4, 8, 16)
+    made = kernels.selective_scan(x, dt, a, b, c, state, (64,), 64)
+    wanted = ops.selective_scan(x.float(), dt, a, b.float(), c.float(), state, (64,), 64)
+    assert float(wanted[1].max()) > torch.finfo(torch.float16).max
+    for one, other in zip(made, wanted, strict=True):
+        close(one, other, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("biased", [True, False])
