@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from omni.attention import Attention
-from omni.backbone import Backbone, Block
+from omni.backbone import Backbone, Block, RMSNorm
 from omni.heap import give_back
 from omni.kernels import FUSED
 from omni.mamba import Mamba
@@ -38,8 +38,9 @@ LONGEST = 6  # parts of a kernel: a call costs a token as much as a small layer,
 def compile_steps(model: nn.Module) -> int:
     """Let a packed model's single tokens run through compiled kernels; returns the number of layers that do.
 
-    Left as they are, which is logged: layers with biases in experts or router, or packed without `rows`. Raises
-    ValueError off the CPU, and where no C++ compiler is installed.
+    Left as they are, which is logged: layers with biases in experts or router, or packed without `rows`. Weights that
+    are written into afterwards are refused until this is called again. Raises ValueError off the CPU, and where no C++
+    compiler is installed.
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
@@ -56,7 +57,7 @@ def compile_steps(model: nn.Module) -> int:
             left += not parts
             module.step = _alone(module) if parts else None
         elif isinstance(module, Backbone):
-            module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], ending(module.norm_f))
+            module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], module.norm_f)
     if isinstance(head := getattr(model, "head", None), PackedLinear) and (matrix := matrix_of(head)):
         head.one = _Head(matrix)
     if left:
@@ -129,10 +130,11 @@ class _Run:
 class _Steps:
     """A token through layers, one behind the other.
 
-    ending: a norm behind them. What has no parts runs as it is.
+    last: the norm behind them. What has no parts runs as it is. Kernels have copies of small weights, which may not
+    be written into meanwhile.
     """
 
-    def __init__(self, blocks: Sequence[Block], ending: Part | None = None) -> None:
+    def __init__(self, blocks: Sequence[Block], last: RMSNorm | None = None) -> None:
         self.runs: list[_Run | tuple[Block, int]] = []
         parts: list[tuple[Part, int]] = []
 
@@ -152,12 +154,18 @@ class _Steps:
                     close((block.mixer, layer))
                 elif len(parts) == LONGEST:
                     close()
-        if ending:
-            parts.append((ending, -1))
+        if last:
+            parts.append((ending(last), -1))
         close()
+        modules = (*blocks, last) if last else blocks
+        tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()) if not t.is_inference())
+        self.weights = list(tensors)
+        self.versions = [tensor._version for tensor in self.weights]
 
     def __call__(self, x: Float[Tensor, "1 width"], states: Sequence[LayerState]) -> Float[Tensor, "1 width"]:
         """The stream behind the layers, whose states are gone on from."""
+        if [tensor._version for tensor in self.weights] != self.versions:
+            raise ValueError("compile: weights were written into since; call compile_steps again")
         mean: tuple[Tensor, ...] = ()
         for run in self.runs:
             if not isinstance(run, _Run):

@@ -14,7 +14,7 @@ from omni.attention import AttentionConfig, RopeConfig
 from omni.backbone import BackboneConfig, Block, BlockConfig
 from omni.compiled import compile_steps
 from omni.config import OmniConfig
-from omni.mamba import MambaConfig
+from omni.mamba import Mamba, MambaConfig
 from omni.model import OmniModel
 from omni.moe import LinearConfig, MLPConfig, MoEConfig, NoOpConfig
 from omni.one_token import _choose
@@ -172,6 +172,27 @@ def test_a_token_through_a_whole_model_is_the_plain_one_with_its_memory(form: Fo
         short, other = (each.read(embeddings[1:4], (3,), state)
                         for each, state in zip((model, twin), states, strict=True))  # fmt: skip
         assert float((short - other).norm() / short.norm()) < (1e-5 if form is None else 3e-2)
+
+
+def test_weights_written_into_after_compiling_are_not_overlooked() -> None:
+    torch.manual_seed(1)
+    model = OmniModel(OmniConfig(backbone=BackboneConfig(width=64, vocabulary=96, blocks=(SCAN,))))
+    pack(model.requires_grad_(False), rows=True)
+    compile_steps(model)
+    embeddings, state = torch.randn(4, 64), model.new_state()
+    with torch.no_grad():
+        model.read(embeddings[:1], (1,), state)
+        layer = model.backbone.layers[0]
+        assert isinstance(layer, Block)
+        assert isinstance(layer.mixer, Mamba)
+        layer.mixer.conv1d.weight.mul_(2)
+        with pytest.raises(ValueError, match="call compile_steps again"):
+            model.read(embeddings[1:2], (1,), state)
+        compile_steps(model)
+        fork = state.clone()
+        made = model.read(embeddings[1:2], (1,), state)
+        both = model.read(embeddings[1:3], (2,), fork)
+    torch.testing.assert_close(made, both[:1], rtol=1e-4, atol=1e-4)
 
 
 def test_four_bits_laid_out_for_kernels_are_not_saved_as_others(tmp_path: Path) -> None:
