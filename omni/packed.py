@@ -117,7 +117,7 @@ class Eight:
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """A few rows in bfloat16, whatever x is in; many times the weights as unpacked into x's dtype."""
         if len(x) <= FEW_EIGHTS and self.width % LANES == 0:
-            narrow = x.bfloat16()
+            narrow = x.bfloat16().contiguous()
             if narrow.data_ptr() % ALIGNED:  # the kernel ends the process at an address in between
                 narrow = narrow.clone()
             out = _EIGHT(narrow, self.codes, self.scale)
@@ -133,7 +133,7 @@ class Eight:
 
 def eight(weight: Float[Tensor, "*stack rows width"]) -> tuple[Int8[Tensor, "*stack rows width"], Tensor]:
     """Codes and a scale for each row: its largest magnitude / 127 in bfloat16, rounding to nearest."""
-    weight = weight.float()
+    weight = weight.float().contiguous()
     scale = weight.abs().amax(-1).div_(127).clamp_min_(torch.finfo(torch.bfloat16).tiny).bfloat16()
     return (weight / scale.float()[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
@@ -166,7 +166,7 @@ class Four:
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """In bfloat16, whatever x is in; many rows in float32 where that is slow."""
         if len(x) <= FEW:
-            out = _FOUR(x.bfloat16(), self.packed, self.group, self.scales)[:, : self.rows]
+            out = _FOUR(x.bfloat16().contiguous(), self.packed, self.group, self.scales)[:, : self.rows]
         else:
             kind = multiplied_in(torch.bfloat16)
             narrow = x.to(kind)
@@ -324,7 +324,8 @@ class Abreast:
         """As `Experts.mix`."""
         shares = x.new_zeros(len(x), self.experts, 1).scatter_(1, chosen[..., None], weights.to(x.dtype)[..., None])
         hidden = relu2(self.up.linear(x, None)).view(len(x), self.experts, -1)
-        return self.down.linear(hidden.mul_(shares).flatten(1), None)
+        hidden = torch.where(shares != 0, hidden * shares, 0)  # one that was not chosen may have overflowed
+        return self.down.linear(hidden.flatten(1), None)
 
 
 class PackedExperts(nn.Module):

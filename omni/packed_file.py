@@ -31,6 +31,7 @@ from omni.packed import (
     Stack,
     Weight,
     form_of,
+    packs,
 )
 from omni.precision import cpu_dtype
 from omni.strips import Laid
@@ -160,6 +161,7 @@ class _Loading:
     def run(self) -> None:
         """Packed modules first; what is left are plain tensors."""
         stacks: dict[str, dict[str, Stack]] = {}
+        self._check_shapes()
         for name, shape in self.shapes.items():
             owner, _, leaf = name.rpartition(".")
             origin = Origin(
@@ -177,6 +179,21 @@ class _Loading:
             }
             self.model.set_submodule(owner, PackedExperts(parts, biases, clamp))
         self._plain()
+
+    def _check_shapes(self) -> None:
+        """Raise ValueError where the file's packed weights are not those that the model wants."""
+        wanted = {
+            f"{prefix}.{leaf}": list(weight.shape)
+            for prefix, module in self.model.named_modules()
+            for leaf, weight in module.named_parameters(recurse=False)
+            if packs(module, leaf)
+        }
+        for name in sorted(wanted.keys() | self.shapes.keys()):
+            if (held := self.shapes.get(name)) != (want := wanted.get(name)):
+                raise ValueError(
+                    f"load: {self.path}: {name} of {held or 'no shape'}, its config.json wants {want or 'none'}; "
+                    "are they of one model?"
+                )
 
     def _read(self, name: str) -> Tensor:
         """A tensor as it lies in the file; one that lies askew, as those behind an odd size do, is copied."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,27 @@ def test_inputs_may_lie_anywhere_in_memory(form: Format | None) -> None:
     assert torch.equal(made.linear(askew, None), made.linear(x, None))
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens", [2, 40])
+@torch.inference_mode()
+def test_inputs_and_weights_may_be_transposed(form: Format | None, tokens: int) -> None:
+    weight, x = torch.randn(64, 64), torch.randn(64, tokens)
+    turned, straight = packed(weight.t(), form), packed(weight.t().contiguous(), form)
+    assert torch.equal(turned.linear(x.t(), None), straight.linear(x.t().contiguous(), None))
+
+
+@torch.inference_mode()
+def test_an_expert_that_overflows_harms_nobody_who_did_not_choose_it() -> None:
+    torch.manual_seed(0)
+    experts = Experts(MoEConfig(experts=4, top_k=1, hidden=8), 16).half()
+    experts.up_proj[3] *= 400
+    x, chosen, weights = torch.randn(2, 16).half(), torch.tensor([[0], [1]]), torch.ones(2, 1)
+    made = PackedExperts.of(experts, None)
+    assert made.abreast
+    assert made.abreast.up.linear(x, None).square().isinf().any()
+    torch.testing.assert_close(made.mix(x, chosen, weights), experts.mix(x, chosen, weights), rtol=1e-2, atol=1e-2)
+
+
 def test_unknown_formats_and_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="format 'int3' came; want one of int8, int4"):
         check("int3", torch.device("cpu"))
@@ -272,6 +294,17 @@ def test_a_packed_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
         (folder / NAME).write_bytes(content)
         with pytest.raises(ValueError, match=wanted):
             OmniModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("key", ["moe_intermediate_size", "num_key_value_heads"])
+def test_packed_weights_that_its_config_does_not_want_are_refused(tmp_path: Path, key: str) -> None:
+    model = ready(config())
+    pack(model, "int8")
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(re.sub(rf'"{key}": (\d+)', lambda m: f'"{key}": {2 * int(m[1])}', text))
+    with pytest.raises(ValueError, match=r"its config\.json wants"):
+        OmniModel.from_pretrained(tmp_path)
 
 
 def test_the_shell_quantises_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
