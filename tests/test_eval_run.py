@@ -329,3 +329,19 @@ def test_the_command_lists_runs_and_compares(tmp_path: Path, checkpoint: Path) -
     assert code == 2
     assert "'docvqq' is no task and no .yaml or .toml file; want one of docvqa" in text
     assert command("compare", tmp_path / "none.jsonl", out)[0] == 2
+
+
+def test_a_file_that_another_run_writes_or_that_holds_too_much_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with record.held(path), pytest.raises(ValueError, match="another run is writing"):
+        run(path)
+    run(path)
+    with pytest.raises(ValueError, match="holds 5 records, the spec has 2 items"):
+        run(path, asked=items(2))
+    path.write_text(path.read_text() * 2)
+    for read in (run, record.read):
+        with pytest.raises(ValueError, match="lines 1 and 6 are both of item q0"):
+            read(path)
+    path.write_bytes(b"\xd0\xff\n")
+    with pytest.raises(ValueError, match="want what `omni eval run` wrote"):
+        record.read(path)

@@ -7,8 +7,10 @@ same, byte by byte, whenever a greedy run is repeated, interrupted and resumed o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,16 @@ def times_path(path: Path) -> Path:
 
 
 def read(path: Path) -> list[Record]:
-    """A file's records. Raises ValueError where it is missing, or holds something else."""
+    """A file's records. Raises ValueError where it is missing, or holds something else, or an item twice."""
     try:
-        return [Record(**values) for values in _lines(path)]
-    except (OSError, TypeError) as error:
+        found = [Record(**values) for values in _lines(path)]
+    except (OSError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"eval: {path}: {error}; want what `omni eval run` wrote") from None
+    lines: dict[str, int] = {}
+    for number, each in enumerate(found, 1):
+        if (first := lines.setdefault(each.item, number)) != number:
+            raise ValueError(f"eval: {path}: lines {first} and {number} are both of item {each.item}; remove the file")
+    return found
 
 
 def read_times(path: Path) -> list[Times]:
@@ -100,6 +107,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
                 break
             found.append(value)
     return found
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other runs from writing records there meanwhile. Raises ValueError where one does."""
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"eval: another run is writing {path}; wait for it, or choose another file") from None
+        yield
 
 
 def write(path: Path, records: Iterable[Record], times: Sequence[Times], *, anew: bool = False) -> None:

@@ -49,7 +49,13 @@ class Run:
             self.receipts.mkdir(parents=True, exist_ok=True)
 
     def go(self, items: Table, progress: Progress | None = None) -> tuple[list[Record], list[Times]]:
-        """Ask what is not answered yet; all records in order. Raises ValueError where the file is another run's."""
+        """Ask what is not answered yet; all records in order. Raises ValueError where the file is another run's, or one
+        is writing it.
+        """
+        with record.held(self.path):
+            return self._go(items, progress)
+
+    def _go(self, items: Table, progress: Progress | None) -> tuple[list[Record], list[Times]]:
         limit = len(items) if self.spec.limit is None else min(self.spec.limit, len(items))
         records, times = self._done(limit)
         while len(records) < limit:
@@ -73,6 +79,11 @@ class Run:
                 raise ValueError(
                     f"eval: {self.path} was written with another {other}; choose another file, or remove this one"
                 )
+        if len(records) > limit:
+            raise ValueError(
+                f"eval: {self.path} holds {len(records)} records, the spec has {limit} items; choose another file, or "
+                "remove this one"
+            )
         count = min(len(records), len(times))
         count = count if count == limit else count // self.spec.decoding.batch * self.spec.decoding.batch
         record.write(self.path, records[:count], times[:count], anew=True)
