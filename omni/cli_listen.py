@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ import typer
 from omni.shell import check_output, fail, show, size, warn
 
 PIECE = 0.5  # seconds of sound taken in at a time
+MOST = 60  # seconds heard together, and tokens of look-ahead
 AHEAD = 64  # pieces and questions that may wait: past that a pipe waits too
 
 
@@ -43,11 +45,18 @@ def listen(
 
     Ctrl-C ends the sound: what is left is written down, the last questions are answered, the memory is kept.
     """
-    seconds = {"chunk": (chunk, 0.08), "partial": (partial, 0)}
-    numbers = {**seconds, "channels": (channels, 1), "rate": (rate, 1), "ahead": (ahead, 0)}
-    for option, (value, least) in numbers.items():
-        if value is not None and not value >= least:
-            fail(f"listen: --{option} {value} came; want at least {least}")
+    numbers = {
+        "chunk": (chunk, 0.08, MOST),
+        "partial": (partial, 0, math.inf),
+        "channels": (channels, 1, 64),
+        "rate": (rate, 1, 10**7),
+        "ahead": (ahead, 0, MOST),
+        "keep": (keep, 0.01, math.inf),
+    }
+    for option, (value, least, most) in numbers.items():
+        if value is not None and not least <= value <= most:
+            wanted = f"{least} to {most}" if most < math.inf else f"at least {least}"
+            fail(f"listen: --{option} {value} came; want {wanted}")
     if output is not None:
         check_output("--output", output, (".omni",))
 
@@ -82,6 +91,8 @@ def listen(
 
     broken: Exception | None = None
     for kind, value in _events(pieces, _lines(questions), stopped, patience=0.2 if microphone else 2.0):
+        if broken is not None and kind == "sound":
+            continue  # what waits behind a gap would be told too early
         try:
             if kind == "sound":
                 told.lines(listener.hear(value.samples))

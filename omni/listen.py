@@ -12,6 +12,7 @@ empty memory, so it costs the same after hours as in the first minute.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -118,7 +119,13 @@ class Listener:
         return self._memory.nbytes + self._state.audio.nbytes
 
     def hear(self, samples: Float[Tensor, " samples"], *, last: bool = False) -> list[Line]:
-        """Hear more 16 kHz samples, or none; the lines that are complete now, with `last` all that are left."""
+        """Hear more 16 kHz samples, or none; the lines that are complete now, with `last` all that are left.
+
+        Raises ValueError for samples that are no numbers; nothing of this piece is heard then.
+        """
+        if len(wrong := (~samples.isfinite()).nonzero()):
+            at = self.seconds + int(wrong[0]) / self.ear.mels.rule.rate
+            raise ValueError(f"listen: the sound at {at:.2f} s is no number; mend what sends it")
         self._digest.update(samples.float().numpy().tobytes())
         self._samples += len(samples)
         features = self.ear(samples, self._state, last=last)
@@ -256,7 +263,7 @@ def _text(tokens: Tensor, given: Given) -> Batch:
 def _bounded(model: OmniModel, seconds: float) -> int:
     """Tokens whose keys stay. Raises ValueError where attention knows where its keys stand."""
     blocks = [block for block in model.config.backbone.blocks if isinstance(block, AttentionConfig)]
-    if seconds <= 0 or any(block.rope or block.window for block in blocks):
+    if not 0 < seconds < math.inf or any(block.rope or block.window for block in blocks):
         raise ValueError(
             f"listen: {seconds} s are to be kept; want more than 0, and a model whose attention has no positions"
         )

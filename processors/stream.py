@@ -81,6 +81,8 @@ def _chunks(container: Any, seconds: float) -> Iterator[SoundChunk]:
     size = int(seconds * RATE)
     if size < RATE // 100:
         raise ValueError(f"stream: chunks of {seconds} s; want at least 0.01")
+    if not container.streams.audio:
+        raise MediaError("stream: what came holds no sound; send WAV, FLAC or Ogg, or state the PCM's rate")
     resampler = av.AudioResampler(format="flt", rate=RATE, frame_size=size)
     done = 0
     try:
@@ -94,5 +96,5 @@ def _chunks(container: Any, seconds: float) -> Iterator[SoundChunk]:
             samples = mono(part)
             yield SoundChunk(start=done / RATE, samples=samples)
             done += len(samples)
-    except (FFmpegError, IndexError) as error:
+    except FFmpegError as error:
         raise MediaError(f"stream: broken after {done / RATE:.1f} s ({short(error)}); start it again") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -372,3 +373,26 @@ def test_what_does_not_fit_is_refused_by_name(make: object, message: str) -> Non
     assert callable(make)
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_sound_that_is_no_number_ends_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gap(*arguments: Any) -> Iterator[SoundChunk]:
+        for number, chunk in enumerate(whole(*arguments)):
+            if number == 3:
+                chunk.samples[4000:4100] = math.nan
+            yield chunk
+
+    whole = stream.sound_chunks
+    monkeypatch.setattr(stream, "sound_chunks", gap)
+    base = ["listen", "--model", str(folder), "--chunk", "0.4", "--no-transcript", "--json", "--rate", "16000"]
+    run = CliRunner().invoke(app, base, input=pcm(noise(8.0)))
+    assert run.exit_code == 1
+    assert "the sound at 1.75 s is no number" in run.stderr
+    assert told(run.stdout)[-1]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("option", [("--chunk", "inf"), ("--chunk", "1e9"), ("--keep", "nan"), ("--channels", "0")])
+def test_numbers_out_of_bounds_are_refused_at_once(option: tuple[str, str]) -> None:
+    run = CliRunner().invoke(app, ["listen", "--model", "no-such-model", *option], input=b"")
+    assert run.exit_code == 2
+    assert f"listen: {option[0]} " in run.stderr

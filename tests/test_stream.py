@@ -65,9 +65,11 @@ def test_two_channels_are_averaged() -> None:
     torch.testing.assert_close(joined, torch.full((8000,), 6000 / 32768), rtol=0.01, atol=1e-4)
 
 
-def test_what_cannot_be_heard_says_so() -> None:
+def test_what_cannot_be_heard_says_so(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="state the PCM's rate"):
         next(sound_chunks(io.BytesIO(b"no sound at all" * 9)))
+    with pytest.raises(MediaError, match="holds no sound"):
+        next(sound_chunks(io.BytesIO(made_clips.clip(tmp_path / "silent.mkv", sound=None).read_bytes())))
     with pytest.raises(ValueError, match=r"at least 0.01"):
         next(sound_chunks(io.BytesIO(bytes(4000)), 0.001, rate=16000))
     with pytest.raises(MediaError, match="no microphone"):
