@@ -20,6 +20,7 @@ from omni.long_video import Progress, read_long
 from omni.memory import Memory
 from omni.model import OmniModel
 from processors.container import probe
+from processors.opening import unlocked
 from processors.processor import CUT
 from processors.source import open_source, sniff
 
@@ -41,6 +42,7 @@ def ask(
     budget: int | None = None,
     effort: str | None = None,
     context: int | None = None,
+    password: str | None = None,
     stream: Literal[False] = False,
     **settings: Any,
 ) -> Result: ...
@@ -55,6 +57,7 @@ def ask(
     budget: int | None = None,
     effort: str | None = None,
     context: int | None = None,
+    password: str | None = None,
     stream: Literal[True],
     **settings: Any,
 ) -> Stream: ...
@@ -68,6 +71,7 @@ def ask(
     budget: int | None = None,
     effort: str | None = None,
     context: int | None = None,
+    password: str | None = None,
     stream: bool = False,
     **settings: Any,
 ) -> Result | Stream:
@@ -77,8 +81,8 @@ def ask(
     what `omni.load` gave. think: whether to think before answering, for at most about `budget` tokens; the prompt does
     not tell the model of the budget, so that an answer is the same behind files and behind a memory of them. effort:
     low, medium or high, where the template has it. context: tokens that the prompt may take; files leave 256 to the
-    question, or as many as it needs. settings: as of `model.generate`. Raises ValueError for what cannot be read or
-    does not fit.
+    question, or as many as it needs. password: of the PDFs that are encrypted. settings: as of `model.generate`.
+    Raises ValueError for what cannot be read or does not fit.
     """
     if not question.strip():
         raise ValueError("ask: the question is empty; say what you want to know")
@@ -93,7 +97,8 @@ def ask(
     pieces = reader.generate(batch, thinking_budget=budget, stream=True, **settings)  # refuses what does not fit
     if new:
         chat_and_reserve = {**chat, "reserve": max(256, len(batch.tokens))}
-        memory = _read(reader, processor, new, memory, context, bool(settings.get("draft")), **chat_and_reserve)
+        parts = _parts(new, processor, password)
+        memory = _read(reader, processor, parts, memory, context, bool(settings.get("draft")), **chat_and_reserve)
     if memory is not None:
         left = None if context is None else context - memory.tokens
         batch = processor.ask(text, after=memory.given, context=left, **chat)
@@ -108,7 +113,7 @@ def ask(
 def _read(
     model: OmniModel,
     processor: OmniProcessor,
-    files: Sequence[Any],
+    parts: Sequence[Any],
     memory: Memory | None,
     context: int | None,
     draft: bool,
@@ -121,7 +126,7 @@ def _read(
     left = None if context is None else context - (memory.tokens if memory else 0)
     memory = memory.fork() if memory else Memory.ingest(model, [], draft)
     wanted = {**kept, **settings, "context": left}
-    read_long(model, processor, [{"role": "user", "content": _parts(files, processor)}], memory=memory, **wanted)
+    read_long(model, processor, [{"role": "user", "content": parts}], memory=memory, **wanted)
     memory.charge(spent, time.perf_counter() - start)
     return memory
 
@@ -135,21 +140,22 @@ def ingest(
     fps: float | None = None,
     frames: int | None = None,
     think: bool = True,
+    password: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Memory:
     """Read pictures, PDFs, videos and sounds once, to be asked about again and again; at bounded memory, however long.
 
     Where the first is a memory, or a file of one, the others are read behind it. context, video_pruning_rate: as of the
     processor; evs, progress: as of `omni.long_video`. fps, frames: of videos to look at, a second or in all. think:
-    only for models whose template says it before the files; ask alike. Raises ValueError for what
-    cannot be read or does not fit.
+    only for models whose template says it before the files; ask alike. password: of the PDFs that are encrypted. Raises
+    ValueError for what cannot be read or does not fit.
     """
     reader, processor = model if isinstance(model, tuple) else _loaded(str(model))
     memory, new = _remembered(files, reader)
     return read_long(
         reader,
         processor,
-        [{"role": "user", "content": _parts(new, processor, _sampling(fps, frames))}],
+        [{"role": "user", "content": _parts(new, processor, password, _sampling(fps, frames))}],
         evs=evs,
         memory=memory and memory.fork(),
         progress=progress,
@@ -182,7 +188,10 @@ def _sampling(fps: float | None, frames: int | None) -> dict[str, Any]:
 
 
 def _parts(
-    files: Sequence[Any], processor: OmniProcessor, sampling: Mapping[str, Any] = MappingProxyType({})
+    files: Sequence[Any],
+    processor: OmniProcessor,
+    password: str | None,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """As parts of a message. What is no path is taken whole or fetched now: reading may go through it twice.
 
@@ -197,4 +206,4 @@ def _parts(
             source = open_source(held, processor.limits)
             if sniff(source) == "video" and probe(source, processor.limits).has_video:
                 parts[-1] = {"type": "video", "path": held, **sampling}
-    return parts
+    return unlocked(parts, password)

@@ -101,7 +101,7 @@ def _packages() -> list[tuple[str, str, str]]:
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="a checkpoint's folder, its config.json, or a hub repository's id")],
-    context: Annotated[int, typer.Option(help="tokens for which to state the cache")] = 131072,
+    context: Annotated[int, typer.Option(help="tokens for which to state the cache", min=1)] = 131072,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """A model's layer pattern, parameters (total, active), cache bytes a token and memory by dtype.
@@ -126,6 +126,8 @@ def inspect(
             "active": found.active,
             "kv_bytes_per_token": 2 * found.kv_elements,
             "state_bytes": 4 * found.state_elements,
+            "context": context,
+            "context_bytes": found.cache_bytes(context),
             "weights_bytes": sizes,
         }
         typer.echo(json.dumps(values))
@@ -171,15 +173,12 @@ def plan(
     """
     from omni.checkpoint import TINY
     from omni.load import OmniProcessor
-    from processors.source import open_source, sniff
+    from processors.opening import unlocked
 
     try:
         inside = model == "tiny" and (TINY / "config.json").is_file()
         processor = OmniProcessor.from_pretrained(TINY if inside else model)
-        parts = [{"type": "file", "path": str(file)} for file in files]
-        for part in parts if password is not None else []:
-            if sniff(open_source(part["path"])) == "document":
-                part["password"] = str(password)
+        parts = unlocked([{"type": "file", "path": str(file)} for file in files], password)
         messages = [{"role": "user", "content": parts}]
         overflow = "drop" if drop else "refuse"
         made = processor.plan(messages, context=context, preset=preset, video_pruning_rate=evs, overflow=overflow)

@@ -67,8 +67,8 @@ def _sides(rows: Sequence[tuple[str, ...]]) -> None:
 
 @bench.command()
 def media(
-    minutes: Annotated[int, typer.Option(help="length of the clip")] = 10,
-    pages: Annotated[int, typer.Option(help="pages of the PDF")] = 300,
+    minutes: Annotated[int, typer.Option(help="length of the clip", min=1)] = 10,
+    pages: Annotated[int, typer.Option(help="pages of the PDF", min=1)] = 300,
     repeats: Repeats = 5,
     file: Plot = None,
 ) -> None:

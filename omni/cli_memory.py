@@ -23,6 +23,7 @@ def ingest(
     kv: Annotated[str, typer.Option(help="keys and values: exact, bfloat16, float8, int8")] = "exact",
     fps: Annotated[float | None, typer.Option(help="frames of a video to look at, a second")] = None,
     frames: Annotated[int | None, typer.Option(help="frames of a video to look at, in all")] = None,
+    password: Annotated[str | None, typer.Option(help="of the PDFs that are encrypted")] = None,
     think: Annotated[
         bool, typer.Option("--think/--no-think", help="how it will be asked; matters only where a system text says so")
     ] = True,
@@ -45,6 +46,7 @@ def ingest(
                 fps=fps,
                 frames=frames,
                 think=think,
+                password=password,
                 progress=lambda at: status.update(
                     f"{escape(at.name)}: " + ("looked at" if at.scored else f"read, {at.memory.tokens} tokens so far")
                 ),
@@ -66,6 +68,7 @@ def replay(
     receipt: Annotated[Path, typer.Argument(help="what `omni ask --receipt receipt.json` wrote")],
     model: Annotated[str, typer.Option(help="tiny, a checkpoint's folder, or a hub repository's id")] = "tiny",
     file: Annotated[list[str] | None, typer.Option(help="NAME=PATH: where a file of the receipt is now")] = None,
+    password: Annotated[str | None, typer.Option(help="of the PDFs that are encrypted; no receipt has it")] = None,
 ) -> None:
     """Make an answer again from its receipt, or say what differs; ends with code 1 where the tokens are others."""
     nameless = [pair for pair in file or [] if not all(pair.partition("="))]
@@ -78,7 +81,7 @@ def replay(
 
     try:
         files = dict(pair.split("=", 1) for pair in file or [])
-        made = again(Receipt.load(receipt), *load(model), files)
+        made = again(Receipt.load(receipt), *load(model), files, password)
     except ValueError as error:
         fail(str(error))
     show(made.result.text)

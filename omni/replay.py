@@ -13,7 +13,8 @@ from omni.memory import Memory
 from omni.model import OmniModel
 from omni.receipt import Receipt
 from processors.batch import Batch
-from processors.given import Given, untold
+from processors.given import Call, Given, untold
+from processors.opening import unlocked
 from processors.processor import Processor
 
 
@@ -28,11 +29,17 @@ class Replay:
     differences: tuple[str, ...]
 
 
-def replay(receipt: Receipt, model: OmniModel, processor: Processor, files: Mapping[str, Any] | None = None) -> Replay:
+def replay(
+    receipt: Receipt,
+    model: OmniModel,
+    processor: Processor,
+    files: Mapping[str, Any] | None = None,
+    password: str | None = None,
+) -> Replay:
     """Make the prompt again by the same calls, and answer with the same settings and seed.
 
-    files: where items are now, by their name, if not at their old path. Raises ValueError where an item was given in
-    memory and is not among them, and for receipts of batches made by hand.
+    files: where items are now, by their name, if not at their old path. password: of the PDFs that are encrypted.
+    Raises ValueError where an item was given in memory and is not among them, and for receipts of batches made by hand.
     """
     given = receipt.seen.given
     if not given.calls:
@@ -49,7 +56,7 @@ def replay(receipt: Receipt, model: OmniModel, processor: Processor, files: Mapp
             "(omni listen -o talk.omni) and ask that again"
         )
     differences = _around(receipt, model, processor)
-    batch, memory = _read(given, model, processor, _things(given, files or {}))
+    batch, memory = _read(given, model, processor, _things(given, files or {}), password)
     (new,) = batch.given
     for before, now in zip(given.items, new.items, strict=True):
         if before.sha256 != now.sha256:
@@ -100,11 +107,18 @@ def _things(given: Given, files: Mapping[str, Any]) -> list[Any]:
     return things
 
 
-def _read(given: Given, model: OmniModel, processor: Processor, things: list[Any]) -> tuple[Batch, Memory | None]:
+def _read(
+    given: Given, model: OmniModel, processor: Processor, things: list[Any], password: str | None
+) -> tuple[Batch, Memory | None]:
     """The receipt's calls again: ingests into a memory, the last one as the batch to be answered."""
+
+    def again(call: Call) -> list[dict[str, Any]]:
+        told = untold(call.messages, things)
+        return [{**message, "content": unlocked(message["content"], password)} for message in told]
+
     memory: Memory | None = None
     for call in given.calls[:-1]:
-        messages, settings = untold(call.messages, things), dict(call.arguments)
+        messages, settings = again(call), dict(call.arguments)
         if "frames" in settings:
             segment, evs = settings.pop("frames"), settings.pop("evs", "exact")
             memory = read_long(model, processor, messages, evs=evs, segment=segment, memory=memory, **settings)
@@ -113,7 +127,7 @@ def _read(given: Given, model: OmniModel, processor: Processor, things: list[Any
         memory = memory or Memory.ingest(model, [])
         memory.append(batch)
     last = given.calls[-1]
-    messages = untold(last.messages, things)
+    messages = again(last)
     if memory is None:
         return processor(messages, **last.arguments), None
     return processor.ask(messages, after=memory.given, **last.arguments), memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened
             document.close()
             raise
     return open_clip(item, rules, limits, kept) if kind == "video" else open_recording(item, rules, limits)
+
+
+def unlocked(parts: Sequence[dict[str, Any]], password: str | None) -> list[dict[str, Any]]:
+    """Parts of a message, with the password where they are documents."""
+
+    def locked(part: dict[str, Any]) -> bool:
+        return part["type"] == "document" or (part["type"] == "file" and sniff(open_source(part["path"])) == "document")
+
+    return [{**part, "password": password} if password is not None and locked(part) else part for part in parts]
 
 
 def _samples(item: Item, rate: Any, limits: Limits) -> Samples:

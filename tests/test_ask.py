@@ -13,6 +13,7 @@ import made_clips
 import pytest
 import talker
 from conversations import MODEL, PROCESSOR, user
+from made_pictures import locked, numbered_pages, pdf
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -106,6 +107,32 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path, tmp_path: Path) -> None
     code, text = run("What?", "--model", tmp_path / "nowhere")
     assert code == 2
     assert "no folder and no hub id" in text
+
+
+def test_an_encrypted_document_is_asked_kept_and_replayed_with_its_password(folder: Path, tmp_path: Path) -> None:
+    paper, plain = tmp_path / "paper.pdf", tmp_path / "plain.pdf"
+    plain.write_bytes(pdf(numbered_pages(2)))
+    paper.write_bytes(locked(plain.read_bytes(), "secret"))
+    options = ("--model", folder, "--no-think", "--max-new-tokens", 4)
+    code, text = run(paper, folder / "red.png", "What?", *options)
+    assert (code, "pass its password" in text) == (2, True)
+    code, text = run(paper, folder / "red.png", "What?", *options, "--password", "secret", "--json",
+                     "--receipt", tmp_path / "r.json")  # fmt: skip
+    assert code == 0, text
+    wanted = omni.ask("What?", plain, folder / "red.png", model=folder, think=False, max_new_tokens=4)
+    assert tuple(json.loads(text)["tokens"]) == wanted.tokens
+    assert "secret" not in (tmp_path / "r.json").read_text()
+    replay = ["replay", str(tmp_path / "r.json"), "--model", str(folder)]
+    assert CliRunner().invoke(app, replay).exit_code == 2
+    assert CliRunner().invoke(app, [*replay, "--password", "secret"]).exit_code == 0
+    kept = ["ingest", str(paper), "--model", str(folder), "-o", str(tmp_path / "p.omni"), "--password", "secret"]
+    assert CliRunner().invoke(app, kept).exit_code == 0
+
+
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(folder: Path) -> None:
+    code, text = run(folder / "red.png", "What?", "--model", "no-such-model", "--receipt", "/proc/receipt.json")
+    assert code == 2
+    assert "nothing can be written in /proc" in text
 
 
 def test_the_package_says_when_its_own_weights_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

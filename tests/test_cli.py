@@ -41,6 +41,9 @@ def test_inspect_tells_a_models_anatomy(tmp_path: Path) -> None:
     code, text = run("inspect", str(tmp_path / "config.json"), "--json")
     values = json.loads(text)
     assert (values["total"], values["kv_bytes_per_token"]) == (31_577_937_344, 6144)
+    code, text = run("inspect", str(tmp_path / "config.json"), "--json", "--context", "1000")
+    assert json.loads(text)["context_bytes"] == 1000 * 6144 + values["state_bytes"]
+    assert run("inspect", str(tmp_path / "config.json"), "--context", "-5")[0] == 2
 
 
 def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""`python -m omni`: the command line."""
+
+from omni.cli import app
+
+app()
