@@ -70,8 +70,11 @@ def save_packed(model: nn.Module, config: dict[str, Any], folder: Path) -> None:
     tensors["#end"] = torch.zeros(ALIGNED, dtype=torch.uint8)  # kernels look a little beyond what they multiply
     about = {"kind": KIND, "form": min(forms), "layout": LAYOUT, "shapes": json.dumps(shapes)}
     part = folder / f"{NAME}.part"
-    _write(part, tensors, about)
-    part.replace(folder / NAME)
+    try:
+        _write(part, tensors, about)
+        part.replace(folder / NAME)
+    finally:
+        part.unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -63,6 +64,16 @@ def check_output(option: str, path: Path, suffixes: tuple[str, ...], inputs: Ite
         fail(f"{option}: {wrong}; choose another place, or make the folder first")
     if any(path.resolve() == Path(file).resolve() for file in inputs):
         fail(f"{option}: {path} is one of the files to be read; choose another name")
+    check_folder(option, path.parent)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """End at once where no file can be written in a folder."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        fail(f"{option}: nothing can be written in {folder} ({error.strerror or error}); choose another place")
 
 
 class Commands(TyperGroup):

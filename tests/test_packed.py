@@ -319,3 +319,29 @@ def test_the_shell_quantises_a_folder_with_its_tokenizer(tmp_path: Path) -> None
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 2
     assert "is not an empty folder" in " ".join(again.output.split())
+
+
+def test_the_shell_quantises_wholly_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready(config()).save_pretrained(tmp_path / "model")
+    tokens.tokenizer().save_pretrained(tmp_path / "model")
+
+    def run(output: Path, model: str = "model") -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["quantize", str(tmp_path / model), "-o", str(output)])
+        return result.exit_code, result.output
+
+    code, text = run(Path("/proc/quantised"))
+    assert (code, "/proc/quantised cannot be written" in text) == (2, True)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "empty").mkdir()
+    for name in ("shutil.copy", "omni.packed_file._write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, interrupted)
+            assert [run(tmp_path / output)[0] for output in ("new", "empty")] == [130, 130]
+        assert not (tmp_path / "new").exists()
+        assert not any((tmp_path / "empty").iterdir())
+    assert run(tmp_path / "new")[0] == 0
+    code, text = run(tmp_path / "again", "new")
+    assert (code, "is packed already" in text) == (2, True)
