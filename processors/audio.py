@@ -301,6 +301,6 @@ def _check(where: str, samples: Tensor) -> None:
         if not part.isfinite().all():
             place = start + int((~part.isfinite()).nonzero()[0])
             raise ValueError(
-                f"{where}: sample {place} is {samples[place].item()}; want finite samples; decode it again"
+                f"{where}: sample {place} is {samples[place].item()}; want finite samples; save the sound anew"
             )
         start += len(part)

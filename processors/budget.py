@@ -79,7 +79,8 @@ def draw(messages: Conversation, request: Request, stack: ExitStack) -> Drawn:
             return _share(drawn, request)
         except _TooLong as error:
             if request.overflow == "refuse":
-                hint = ", or pass overflow='drop'" if request.how == "prompt" else ""
+                less = _without_oldest(turns) is not None or any(len(getattr(i, "pages", [])) > 1 for i in opened)
+                hint = ", or pass overflow='drop'" if request.how == "prompt" and less else ""
                 raise ValueError(f"{error}{hint}") from None
             shorter = _without_oldest(turns)
             if shorter is None:

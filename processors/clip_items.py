@@ -15,7 +15,7 @@ from processors.batch import Media
 from processors.chat import Item
 from processors.container import probe
 from processors.image import Grid
-from processors.items import Layout, Place, Recording, Samples, positive, sound_media, sound_pieces
+from processors.items import Layout, Place, Recording, Samples, positive, sound_media, sound_pieces, told_of
 from processors.limits import Limits
 from processors.rules import Rules, SoundPlace
 from processors.sound import Sound, Tape, open_sound
@@ -144,7 +144,8 @@ class Clip:
         if not spans or self.sound is None or self.rules.audio is None:
             return made
         samples = self.sound.read()
-        return Media.pack([made, *(sound_media(samples[a:b], self.rules.audio) for a, b in spans)])
+        with told_of(self.name):
+            return Media.pack([made, *(sound_media(samples[a:b], self.rules.audio) for a, b in spans)])
 
     def _made(self, indices: Sequence[int]) -> Iterator[torch.Tensor]:
         """Tubelets of these frames, a few at a time."""
@@ -173,7 +174,8 @@ class Clip:
             if tape and number < len(spans) and spans[number][1] > spans[number][0]:
                 assert self.sound is not None
                 assert self.rules.audio is not None
-                yield from sound_pieces(self.sound, tape, *spans[number], self.rules.audio)
+                with told_of(self.name):
+                    yield from sound_pieces(self.sound, tape, *spans[number], self.rules.audio)
 
     def seconds(self, steps: int) -> float:
         """The true time of the last frame in so many tubelets."""

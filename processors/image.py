@@ -169,10 +169,11 @@ def joint_budget(
     free, fitting = left // per_token, 0
     while fitting < len(tokens) and sum(tokens[: fitting + 1]) <= free:
         fitting += 1
+    fewer = f", or send the first {fitting} only" if fitting else ""
     raise ValueError(
-        f"joint_budget: at their smallest {len(sizes)} images take {sum(tokens)} tokens, a context of {context} with "
-        f"{text_tokens} tokens of text leaves {max(free, 0)}; state a context of at least "
-        f"{sum(tokens) + text_tokens + rule.reserve}, or send the first {fitting} images only"
+        f"joint_budget: at their smallest {len(sizes)} images or pages take {sum(tokens)} tokens, a context of "
+        f"{context} with {text_tokens} tokens beside them leaves {max(free, 0)}; state a context of at least "
+        f"{sum(tokens) + text_tokens + rule.reserve}{fewer}"
     )
 
 

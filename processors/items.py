@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from processors.batch import Kind as SlotKind
 from processors.batch import Media
 from processors.chat import Item
 from processors.image import Grid
-from processors.limits import Limits
+from processors.limits import Limits, MediaError
 from processors.media import open_picture, picture_size
 from processors.pdf import Document
 from processors.rules import Rules
@@ -221,7 +222,8 @@ class Recording:
         return []
 
     def layout(self, grids: Sequence[Grid]) -> Layout:
-        tokens = audio.num_tokens(self.source.samples, self.rule)
+        with told_of(self.name):
+            tokens = audio.num_tokens(self.source.samples, self.rule)
         energy = torch.zeros(-(-self.source.samples // self.rule.mel.block))
         chunks = audio.chunks(self.source.samples, energy, self.rule)  # their number depends on the length alone
         return ["<so_start>", Place(kind="audio", count=len(chunks), tokens=tokens), "<so_end>"]
@@ -230,14 +232,28 @@ class Recording:
         return {"seconds": round(self.source.samples / self.rule.mel.rate, 2)}
 
     def media(self, grids: Sequence[Grid]) -> Media:
-        return sound_media(self.source.read(), self.rule)
+        samples = self.source.read()
+        with told_of(self.name):
+            return sound_media(samples, self.rule)
 
     def pieces(self) -> Iterator[tuple[Layout, Media]]:
         """The recording chunk by chunk, decoded as they are asked for; holds one at a time."""
-        yield from sound_pieces(self.source, Tape(self.source), 0, self.source.samples, self.rule)
+        with told_of(self.name):
+            yield from sound_pieces(self.source, Tape(self.source), 0, self.source.samples, self.rule)
 
     def close(self) -> None:
         pass
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """Errors about samples say whose they are; those about files do already."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"audio: {name}: {error}") from None
 
 
 def sound_media(samples: Tensor, rule: audio.AudioRule) -> Media:

@@ -182,7 +182,7 @@ def test_the_images_of_a_request_fit_together(sizes: list[tuple[int, int]], data
     alone = [grid(width, height, min(max(left, 1024), 13312)) for width, height in sizes]
     if sum(rows * cols for rows, cols in alone) <= left:
         assert fitted == alone
-    with pytest.raises(ValueError, match=f"at their smallest {len(sizes)} images take {least} tokens"):
+    with pytest.raises(ValueError, match=f"at their smallest {len(sizes)} images or pages take {least} tokens"):
         joint_budget(sizes, least // 2 + text + 4, text)
 
 
@@ -208,8 +208,8 @@ def test_where_the_rounds_do_not_suffice_the_smallest_sizes_are_taken() -> None:
 
 
 def test_a_context_that_is_too_small_says_what_would_fit() -> None:
-    wanted = "at their smallest 40 images take 10240 tokens, a context of 8192 with 100 tokens of text leaves 8088"
-    with pytest.raises(ValueError, match=f"{wanted}; state a context of at least 10344, or send the first 31 images"):
+    wanted = "at their smallest 40 images or pages take 10240 tokens, a context of 8192 with 100 tokens beside them leaves 8088"
+    with pytest.raises(ValueError, match=f"{wanted}; state a context of at least 10344, or send the first 31 only"):
         joint_budget([(3000, 3000)] * 40, context=8192, text_tokens=100)
     with pytest.raises(ValueError, match=r"leaves 0.*the first 0 images"):
         joint_budget([(3000, 3000)], context=10, text_tokens=100)

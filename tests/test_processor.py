@@ -5,6 +5,7 @@ media.
 from __future__ import annotations
 
 import base64
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -363,6 +364,30 @@ def test_a_tiff_of_several_pages_is_a_document_at_its_own_pixels(tmp_path: Path)
     assert plan.items[0].details["grids"] == [one] * 3
     sheets[0].save(tmp_path / "one.tif")
     assert PROCESSOR.plan(user({"type": "file", "path": str(tmp_path / "one.tif")})).items[0].kind == "image"
+
+
+def test_sounds_that_cannot_be_heard_are_named() -> None:
+    short = {"type": "audio", "audio": np.zeros(1, np.float32), "rate": 16000}
+    with pytest.raises(ValueError, match=r"audio: <ndarray>: .*1 samples came"):
+        PROCESSOR.plan(user(short))
+    wave = io.BytesIO()
+    samples = np.zeros(8000, np.float32)
+    samples[1000] = np.nan
+    with av.open(wave, "w", format="wav") as made:
+        stream = made.add_stream("pcm_f32le", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], "flt", "mono")
+        frame.rate = 16000
+        made.mux(stream.encode(frame))
+        made.mux(stream.encode(None))
+    with pytest.raises(ValueError, match=r"audio: .*: sample 1000 is nan"):
+        PROCESSOR(user({"type": "audio", "audio": wave.getvalue()}))
+
+
+def test_what_cannot_be_left_out_is_not_offered_to_be() -> None:
+    with pytest.raises(ValueError, match="1 images or pages take") as told:
+        PROCESSOR.plan(user({"type": "image", "image": picture(64, 64)}), context=12)
+    assert "overflow" not in str(told.value)
+    assert "first 0" not in str(told.value)
 
 
 def test_what_does_not_fit_is_refused_or_dropped_only_when_told(tmp_path: Path) -> None:
