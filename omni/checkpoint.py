@@ -25,6 +25,7 @@ from omni.packed import BIASES, STACKS, Format, PackedExperts, PackedLinear, Sta
 from omni.tensors import Reader, with_scales
 
 WHOLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # files of a checkpoint
+GENERATION, EOS = "generation_config.json", "eos_token_id"
 TINY = Path(__file__).parent / "tiny"  # the model in the package
 UNUSED = re.compile(
     r"(^|\.)(radio_model\.(input_conditioner\.norm_(mean|std)|summary_idxs)|input_conditioner\.norm_(mean|std)|summary_idxs"
@@ -40,7 +41,7 @@ class Checkpoint:
         self.config: dict[str, Any] = _read_json(folder / "config.json")
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+            names = sorted(set(_weight_map(index).values()))
         else:
             names = sorted(path.name for path in folder.glob("*.safetensors"))
         if not names:
@@ -84,7 +85,8 @@ class Checkpoint:
         reader = Reader(self.files, self.headers)
         plan = _plan(model, config, set(self.files))
         targets = _tensors(model)
-        known = with_scales({key for source in plan.values() for key in source.keys})
+        head = self._own_head(config)
+        known = with_scales({key for source in (*plan.values(), *head) for key in source.keys})
         unknown = sorted(key for key in self.files if key not in known and not UNUSED.search(key))
         if unknown:
             raise ValueError(f"load: {self.folder} holds unknown keys {_some(unknown)}; is config.json its own?")
@@ -124,6 +126,12 @@ class Checkpoint:
                 stacks.setdefault(path, {})[leaf] = Stack.of(value, form)
             else:
                 linears[path] = PackedLinear.of(value, None, form_of(path, form))
+        for source in head:
+            if not torch.equal(reader.read(source, keep, device), filled["embeddings.weight"]):
+                raise ValueError(
+                    f"load: {self.folder}: {source.keys[0]} differs from the embeddings that it is tied to; set "
+                    "tie_word_embeddings to false in config.json if it is a head of its own"
+                )
         reader.close()
         left_out = set(targets) - set(plan) - {"head.weight"}  # the vision norm: no checkpoint has its weights
         for name in left_out:
@@ -143,6 +151,11 @@ class Checkpoint:
             _tie(model, config)
         else:
             widen(model)
+
+    def _own_head(self, config: OmniConfig) -> list[Source]:
+        """Where a head that is tied to the embeddings stands once more, as transformers needs it of Nemotron-H."""
+        options = sources("head.weight", config) if config.backbone.tied else ()
+        return [option for option in options if set(option.keys) <= set(self.files)][:1]
 
 
 def folder_of(path: str | Path, patterns: list[str]) -> Path:
@@ -173,9 +186,23 @@ def folder_of(path: str | Path, patterns: list[str]) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a folder, of a hub repository, or given itself; no weights are fetched."""
+    """The config.json of a folder, of a hub repository, or given itself; no weights are fetched.
+
+    Its ends of answers are also those of the generation_config.json beside it: released ones name a turn's end there
+    alone.
+    """
     file = Path(path).expanduser()
-    return _read_json(file if file.is_file() else folder_of(path, ["config.json"]) / "config.json")
+    file = file if file.is_file() else folder_of(path, ["config.json", GENERATION]) / "config.json"
+    values, beside = _read_json(file), file.parent / GENERATION
+    more = _listed(_read_json(beside).get(EOS)) if beside.is_file() else []
+    if not more:
+        return values
+    text = next((values[name] for name in ("text_config", "llm_config") if isinstance(values.get(name), dict)), {})
+    return values | {EOS: list(dict.fromkeys([*_listed(values.get(EOS, text.get(EOS))), *more]))}
+
+
+def _listed(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -256,7 +283,9 @@ def _upstream(model: nn.Module, config: OmniConfig) -> Iterator[tuple[str, Tenso
     halves: dict[str, dict[int, Tensor]] = {}
     for name, tensor in chain(_tensors(model).items(), dense(model)):
         if name == "head.weight" and config.backbone.tied:
-            continue
+            if config.keys != "nemotron_h":
+                continue
+            tensor = tensor.clone()  # transformers does not tie this family's; files hold no tensor twice
         first = next(sources(name, config))
         tensor = tensor.detach()
         if first.half is not None:
@@ -275,6 +304,14 @@ def _whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.replace(path)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Which file each key is in."""
+    found = _read_json(index).get("weight_map", {})
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise ValueError(f"load: {index} has no weight_map of keys and files; download the file again")
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:

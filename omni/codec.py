@@ -69,11 +69,15 @@ class Codec:
 
     @classmethod
     def of(cls, tokenizer: Any, config: OmniConfig) -> Codec:
-        """For a model of this config."""
+        """For a model of this config. An answer also ends where the tokenizer says that a text or a turn does: released
+        configs name the first alone.
+        """
         media = [config.media.image_token] if config.vision else []
         if config.audio and config.media.audio_token is not None:
             media.append(config.media.audio_token)
-        return cls(tokenizer, vocabulary=config.backbone.vocabulary, eos=config.eos, media=media)
+        named = (tokenizer.eos_token_id, tokenizer.backend_tokenizer.token_to_id("<|im_end|>"))
+        eos = dict.fromkeys((*config.eos, *(token for token in named if token is not None)))
+        return cls(tokenizer, vocabulary=config.backbone.vocabulary, eos=tuple(eos), media=media)
 
     @classmethod
     def from_folder(cls, folder: Path, config: OmniConfig) -> Codec | None:

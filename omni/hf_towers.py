@@ -184,4 +184,5 @@ def write_audio(a: AudioConfig, projector: ProjectorConfig) -> dict[str, Any]:
         "scale_input": False,
         "projection_hidden_size": projector.hidden,
         "projection_bias": projector.bias,
+        "projection_eps": projector.eps,
     }

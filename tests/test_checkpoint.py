@@ -9,15 +9,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import released
 import small
+import talker
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from omni.checkpoint import Checkpoint
 from omni.hf import from_hf, to_hf
@@ -58,6 +61,41 @@ def test_saving_and_loading_gives_the_same_model(tmp_path: Path, family: str) ->
     assert again.config == model.config
     assert not again.training
     same_weights(again, model)
+
+
+def test_answers_end_where_any_file_of_a_checkpoint_says(tmp_path: Path) -> None:
+    """Released configs name the end of a text alone, generation_config.json and the tokenizer the end of a turn."""
+    talker.talker(talker.SEES).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert OmniModel.from_pretrained(tmp_path).config.eos == (2,)
+    talker.TOKENIZER.save_pretrained(tmp_path)
+    codec = OmniModel.from_pretrained(tmp_path).codec
+    assert codec is not None
+    assert set(codec.eos) == {2, 11}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 11, 7]}))
+    model = OmniModel.from_pretrained(tmp_path)
+    assert (model.config.eos, model.config.bos) == ((2, 11, 7), 1)
+    model.save_pretrained(tmp_path / "again")
+    assert OmniModel.from_pretrained(tmp_path / "again").config.eos == (2, 11, 7)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_tied_to_the_embeddings_is_written_for_those_who_do_not_tie_it(tmp_path: Path, tied: bool) -> None:
+    config = small.FAMILIES["Nano 3"]
+    model = small.model(replace(config, backbone=replace(config.backbone, tied=tied)))
+    model.save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    batch = small.sentence(9)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(batch.tokens[None]).logits[0], model(batch).logits, rtol=1e-4, atol=1e-4)
+    again = OmniModel.from_pretrained(tmp_path)
+    assert (again.head.weight is again.embeddings.weight) == tied
+    if tied:
+        rewritten(tmp_path, lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1})
+        with pytest.raises(ValueError, match="differs from the embeddings that it is tied to"):
+            OmniModel.from_pretrained(tmp_path)
 
 
 def test_shards_hold_the_same_and_name_themselves(tmp_path: Path) -> None:
