@@ -88,7 +88,7 @@ def read_long(
             report(Progress(piece=piece, scored=True, memory=memory))
     for piece in processor.pieces(messages, **settings):
         start = time.perf_counter() - encoding
-        seen = held.pop((piece.item, piece.step), None)
+        seen = held.pop((piece.item, piece.step), None) if len(piece.batch.media.clips) else None  # else its sound
         features = _pruned(seen or model.encode(_unpruned(piece)), piece, pruning)
         memory.append(piece.batch, features, time.perf_counter() - start)
         encoding = 0.0

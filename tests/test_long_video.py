@@ -77,6 +77,13 @@ def test_exact_pruning_in_two_passes_equals_the_clip_read_at_once(
     same(long, MODEL.ingest(PROCESSOR.ingest(user(*parts))))
 
 
+@pytest.mark.parametrize("segment", [2, 4, 16])
+def test_sound_between_the_stretches_of_a_pruned_clip_is_heard_in_its_place(segment: int, tmp_path: Path) -> None:
+    path = made_clips.clip(tmp_path / "clip.mp4", frames=90, fps=30)
+    clip = {"type": "video", "path": str(path), "pruning_rate": 0.5, "fps": 8.0, "sound": "interleaved"}
+    same(read_long(MODEL, PROCESSOR, user(clip), segment=segment), MODEL.ingest(PROCESSOR.ingest(user(clip))))
+
+
 @pytest.mark.parametrize(("held", "passes"), [(long_video.HELD, 1), (0, 2)])
 def test_a_short_clip_is_encoded_once_and_a_long_one_twice(
     held: int, passes: int, monkeypatch: pytest.MonkeyPatch
