@@ -154,7 +154,7 @@ def dequantize(name: str, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
     if weight.dtype == torch.float8_e4m3fn and second is None and scale.is_floating_point():
         if scale.numel() == 1:
             return dequantize_fp8(weight, scale.reshape(()), dtype)
-        if scale.numel() == weight.shape[0]:  # one a row, or one an expert
+        if scale.shape[0] == scale.numel() == weight.shape[0]:  # one a row, or one an expert
             return dequantize_fp8(weight, scale.reshape(-1, *[1] * (weight.ndim - 1)), dtype)
     if weight.dtype == torch.uint8 and scale.dtype == torch.float8_e4m3fn and second is not None:
         blocks = (*weight.shape[:-1], 2 * weight.shape[-1] // BLOCK)

@@ -382,3 +382,10 @@ def test_a_checkpoints_tensors_of_no_known_format_are_refused_by_name(tensors: d
     with pytest.raises(ValueError, match=r"dequantize: layers\.3\.mixer\.up_proj\.weight ") as error:
         dequantize("layers.3.mixer.up_proj.weight", tensors, torch.float32)
     assert message in str(error.value)
+
+
+def test_scales_of_blocks_are_not_taken_for_scales_of_rows() -> None:
+    weight = torch.randn(128, 256).to(torch.float8_e4m3fn)
+    for shape in ((1, 128), (2, 64)):
+        with pytest.raises(ValueError, match="want FP8"):
+            dequantize("w", {"weight": weight, "weight_scale": torch.rand(shape) + 0.1}, torch.float32)
