@@ -131,7 +131,8 @@ class Memory:
         """
         backbone, prefix, form = self.model.config.backbone, self._prefix, kv_format.check(kv)
         each = kv_format.BYTES.get(form, prefix.unread.element_size())
-        read, waiting = prefix.state.lengths[0], prefix.unread.numel()
+        held = (layer.lengths[0] for layer in prefix.state.layers if isinstance(layer, KVState))
+        read, waiting = next(held, 0), prefix.unread.numel()
         drafter = prefix.drafter.state.nbytes * each // prefix.unread.element_size() if prefix.drafter else 0
         wide = prefix.unread.element_size() if form == "exact" else 2
         return read * backbone.kv_size * each + 4 * backbone.constant_size + waiting * wide + drafter

@@ -50,12 +50,14 @@ def parse(text: str, tools: Sequence[Mapping[str, Any]] = ()) -> Parsed:
     tools: what was offered, in OpenAI's form: their schemas say which values are numbers, lists or objects; a value
     that is not what its schema says stays a string. Without a schema, what is JSON (but no string) is read as JSON.
     """
-    schemas = {tool.get("function", tool)["name"]: _properties(tool.get("function", tool)) for tool in tools}
+    functions = [tool.get("function", tool) for tool in tools]
+    schemas = {function.get("name", ""): _properties(function) for function in functions}
     kept: list[str] = []
     calls: list[ToolCall] = []
+    lost: set[int] = set()
     at = 0
     while found := CALL.search(text, at):
-        read = _call(text, found.end(), schemas)
+        read = _call(text, found.end(), schemas, lost)
         if read is None:
             kept.append(text[at : found.end() + (found.end() == found.start())])
             at = found.end() + (found.end() == found.start())
@@ -67,28 +69,35 @@ def parse(text: str, tools: Sequence[Mapping[str, Any]] = ()) -> Parsed:
     return Parsed(text="".join(kept).strip() if calls else text, calls=tuple(calls))
 
 
-def _call(text: str, at: int, schemas: Mapping[str, Mapping[str, Any]]) -> tuple[ToolCall, int] | None:
-    """The call that begins here and where it ends; None if it is none."""
+def _call(text: str, at: int, schemas: Mapping[str, Mapping[str, Any]], lost: set[int]) -> tuple[ToolCall, int] | None:
+    """The call that begins here and where it ends; None if it is none. lost: values from which none was reached, so
+    that a text of many beginnings is not walked through from each of them.
+    """
     name = NAME.match(text, at)
     if name is None:
         return None
-    schema, arguments, at = schemas.get(name[1]), dict[str, Any](), name.end()
+    schema, arguments, at, passed = schemas.get(name[1]), dict[str, Any](), name.end(), list[int]()
     while key := re.compile(r"\s*" + KEY.pattern).match(text, at):
-        end = VALUE_END.search(text, key.end())
+        passed.append(key.end())
+        end = None if key.end() in lost else VALUE_END.search(text, key.end())
         if end is None:
+            lost.update(passed)
             return None  # cut off: nobody knows the rest of the value
         value = text[key.end() : end.start()].removeprefix("\n").removesuffix("\n")
         arguments[key[1]] = _typed(value, schema, key[1])
         at = end.end()
     end = FUNCTION_END.match(text, at)
     if end is None:
+        lost.update(passed)
         return None
     closed = CALL_END.match(text, end.end())
     return ToolCall(name=name[1], arguments=arguments), (closed or end).end()
 
 
 def _properties(function: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (function.get("parameters") or {}).get("properties") or {}
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return properties if isinstance(properties, Mapping) else {}
 
 
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -104,20 +113,35 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 def _typed(value: str, schema: Mapping[str, Any] | None, key: str) -> Any:
     kinds: list[str] = []
     if schema is not None:
-        declared = schema.get(key) or {}
-        named = declared.get("type") or [part.get("type") for part in declared.get("anyOf") or []]
-        kinds = [named] if isinstance(named, str) else [kind for kind in named if kind]
+        kinds = _kinds(schema.get(key))
         if not kinds or kinds == ["string"]:
             return value
     try:
-        read = json.loads(value if value.strip() not in ("True", "False", "None") else _python(value))
-    except ValueError:
+        plain = value if value.strip() not in ("True", "False", "None") else _python(value)
+        read = json.loads(plain, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return value
     if not kinds:
         return value if isinstance(read, str) else read
     fits = any(kind in KINDS and isinstance(read, KINDS[kind]) for kind in kinds)
     odd = isinstance(read, bool) and "boolean" not in kinds  # Python counts true as a number
     return read if fits and not odd else value
+
+
+def _kinds(schema: Any) -> list[str]:
+    """The types that a schema allows, of all its alternatives."""
+    if not isinstance(schema, Mapping):
+        return []
+    named, parts = schema.get("type"), schema.get("anyOf")
+    kinds = named if isinstance(named, list) else [named]
+    return [kind for kind in kinds if isinstance(kind, str)] or [
+        kind for part in (parts if isinstance(parts, list) else []) for kind in _kinds(part)
+    ]
+
+
+def _refuse(constant: str) -> None:
+    """NaN and infinities are no JSON."""
+    raise ValueError(constant)
 
 
 def _python(value: str) -> str:

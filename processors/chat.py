@@ -33,6 +33,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {  # what may stand beside a short form's 
     "audio": ("rate",),
 }
 SOURCES = ("file_data", "path", "data", "url")  # of a file, whose options are those of the kind that it holds
+HALF = re.compile(r"[\ud800-\udfff]")
 ANY = tuple(dict.fromkeys(name for names in OPTIONS.values() for name in names if name != "frames"))
 
 
@@ -94,7 +95,10 @@ def render(
     """
     items: list[Item] = []
     said = [{**message, "content": _said(message)} for message in messages if isinstance(message, Mapping)]
-    marks = _Marks(_texts([*said, *(tools or [])]), tokenizer)
+    texts = _texts([*said, *(tools or [])])
+    if half := next((text for text in texts if HALF.search(text)), None):
+        raise ValueError(f"chat: {half!r:.80} holds half a character (a lone surrogate); leave it out")
+    marks = _Marks(texts, tokenizer)
     turns = [_turn(index, message, items, marks) for index, message in enumerate(messages)]
     if not turns:
         raise ValueError("chat: no message came; pass at least one user message")

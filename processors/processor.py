@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard, cast
 
+import numpy as np
 import torch
 
 from processors.ahead import ahead
@@ -169,8 +170,11 @@ class Processor:
             for sha256, size, source in [digest(item)]
         ]
         messages = told(drawn.turns, drawn.prompt.items, len(after.items))
+        plain = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in request.arguments.items()
+        }
         return Given(
-            calls=(*after.calls, Call(how=request.how, messages=messages, arguments=dict(request.arguments))),
+            calls=(*after.calls, Call(how=request.how, messages=messages, arguments=plain)),
             items=(*after.items, *items),
             beginning=drawn.beginning,
             rules=request.rules.to_dict(),

@@ -331,6 +331,7 @@ def test_kept_seconds_bound_the_state_and_only_the_oldest_sound_is_forgotten() -
         sizes.append(live.nbytes)
     assert max(sizes[45:]) <= max(sizes[30:45]) + 1
     assert max(sizes) < whole.nbytes - 128 * 200
+    assert live.memory.file_bytes() < whole.memory.file_bytes() - 128 * 200
     a, b = live.memory.prefix(), whole.memory.prefix()
     held = next(layer for layer in a.state.layers if isinstance(layer, KVState))
     full = next(layer for layer in b.state.layers if isinstance(layer, KVState))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -340,3 +341,11 @@ def test_conversations_are_ingested_one_by_one() -> None:
     both = type(small.sentence(3)).pack([small.sentence(3), small.sentence(4)])
     with pytest.raises(ValueError, match="one by one"):
         MODEL.ingest(both)
+
+
+def test_settings_may_be_numpys_numbers(tmp_path: Path) -> None:
+    made = PROCESSOR.ingest(user(film(4)), context=np.int64(5000), video_pruning_rate=np.float64(0.5))
+    plain = PROCESSOR.ingest(user(film(4)), context=5000, video_pruning_rate=0.5)
+    memory = MODEL.ingest(made)
+    memory.save(tmp_path / "m.omni")
+    assert memory.key == MODEL.ingest(plain).key

@@ -383,6 +383,13 @@ def test_sounds_that_cannot_be_heard_are_named() -> None:
         PROCESSOR(user({"type": "audio", "audio": wave.getvalue()}))
 
 
+def test_half_a_character_is_refused_and_a_tool_may_have_no_parameters() -> None:
+    with pytest.raises(ValueError, match="holds half a character"):
+        PROCESSOR(user("a\ud800b"))
+    tool = {"type": "function", "function": {"name": "now", "description": "the time"}}
+    assert "now" in TOKENIZER.decode(PROCESSOR(user("When?"), tools=[tool]).tokens)
+
+
 def test_what_cannot_be_left_out_is_not_offered_to_be() -> None:
     with pytest.raises(ValueError, match="1 images or pages take") as told:
         PROCESSOR.plan(user({"type": "image", "image": picture(64, 64)}), context=12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import talker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.tool_calls import ToolCall, parse
+from omni.tool_calls import Parsed, ToolCall, parse
 
 TOOLS = [
     {
@@ -117,3 +118,26 @@ def test_a_value_that_is_not_what_its_schema_says_stays_text() -> None:
 
 def test_without_a_schema_json_is_read_as_json() -> None:
     assert [value(text, "k", []) for text in ("7", "a b", '"q"', "{}")] == [7, "a b", '"q"', {}]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [True, None, {"type": 5}, {"anyOf": [{"type": ["string", "null"]}, {"type": "integer"}]}, {"anyOf": [True]}],
+)
+def test_schemas_of_any_make_are_read_as_far_as_they_say_types(schema: Any) -> None:
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"a": schema}}}}, {"function": {}}]
+    (call,) = parse("<function=f><parameter=a>null</parameter></function>", tools).calls
+    assert call.arguments["a"] == (None if isinstance(schema, dict) and "anyOf" in schema and schema["anyOf"] != [True]
+                                   else "null")  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "NaN", "-Infinity"])
+def test_a_value_that_is_no_json_stays_text(value: str) -> None:
+    (call,) = parse(f"<function=f><parameter=a>{value}</parameter></function>").calls
+    assert call.arguments == {"a": value}
+
+
+def test_many_calls_that_never_end_are_soon_read() -> None:
+    text, start = "<function=f><parameter=a>x" * 4000, time.perf_counter()
+    assert parse(text) == Parsed(text=text, calls=())
+    assert time.perf_counter() - start < 5
