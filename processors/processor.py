@@ -170,11 +170,8 @@ class Processor:
             for sha256, size, source in [digest(item)]
         ]
         messages = told(drawn.turns, drawn.prompt.items, len(after.items))
-        plain = {
-            name: value.item() if isinstance(value, np.generic) else value for name, value in request.arguments.items()
-        }
         return Given(
-            calls=(*after.calls, Call(how=request.how, messages=messages, arguments=plain)),
+            calls=(*after.calls, Call(how=request.how, messages=messages, arguments=dict(request.arguments))),
             items=(*after.items, *items),
             beginning=drawn.beginning,
             rules=request.rules.to_dict(),
@@ -317,6 +314,10 @@ class Processor:
                 "processor: what was read before was made by a processor with another tokenizer, template or rules; "
                 "use that one"
             )
+        # numpy's numbers as Python's, which can be written down
+        arguments = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in arguments.items()
+        }
         rules = self.rules.with_preset(arguments.get("preset", "reference"))
         rate = arguments.get("video_pruning_rate")
         return Request(
