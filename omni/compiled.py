@@ -55,7 +55,7 @@ def compile_steps(model: nn.Module) -> int:
             parts = parts_of(module)
             count += bool(parts)
             left += not parts
-            module.step = _alone(module) if parts else None
+            module.step = _Alone(module) if parts else None
         elif isinstance(module, Backbone):
             module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], module.norm_f)
     if isinstance(head := getattr(model, "head", None), PackedLinear) and (matrix := matrix_of(head)):
@@ -160,11 +160,22 @@ class _Steps:
         modules = (*blocks, last) if last else blocks
         tensors = (t for module in modules for t in (*module.parameters(), *module.buffers()) if not t.is_inference())
         self.weights = list(tensors)
-        self.versions = [tensor._version for tensor in self.weights]
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        return [tensor._version for tensor in self.weights]
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        """For copies, whose tensors count anew how often they were written into."""
+        return self.runs, self.weights, self._versions() == self.versions
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.runs, self.weights, same = state
+        self.versions = self._versions() if same else []
 
     def __call__(self, x: Float[Tensor, "1 width"], states: Sequence[LayerState]) -> Float[Tensor, "1 width"]:
         """The stream behind the layers, whose states are gone on from."""
-        if [tensor._version for tensor in self.weights] != self.versions:
+        if self._versions() != self.versions:
             raise ValueError("compile: weights were written into since; call compile_steps again")
         mean: tuple[Tensor, ...] = ()
         for run in self.runs:
@@ -192,10 +203,14 @@ def _memory(state: LayerState) -> tuple[Tensor, Tensor]:
     return state.history.contiguous(), state.ssm.contiguous()
 
 
-def _alone(block: Block) -> Callable[[Tensor, LayerState], Tensor]:
-    """Of (stream, the layer's state, or None to start afresh)."""
-    steps = _Steps([block])
-    return lambda x, state: steps(x, (state or block.new_state(1, x.device, x.dtype),))
+class _Alone:
+    """A layer's step, of the stream and the layer's state, or None to start afresh."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, self.steps = block, _Steps([block])
+
+    def __call__(self, x: Float[Tensor, "1 width"], state: LayerState) -> Float[Tensor, "1 width"]:
+        return self.steps(x, (state or self.block.new_state(1, x.device, x.dtype),))
 
 
 @lru_cache(maxsize=64)

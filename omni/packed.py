@@ -65,6 +65,10 @@ class Plain:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         self.nbytes = weight.nbytes
 
+    def __reduce__(self) -> tuple[type[Plain], tuple[Tensor]]:
+        """Copied and pickled as it was: torch can do neither with the layout."""
+        return Plain, (self.dense(),)
+
     def linear(self, x: Float[Tensor, "tokens width"], bias: Tensor | None) -> Float[Tensor, "tokens rows"]:
         """As `F.linear`."""
         return _POINTWISE(x, self._packed, bias, "none", [], "")

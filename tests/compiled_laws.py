@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,30 @@ def test_weights_written_into_after_compiling_are_not_overlooked() -> None:
         made = model.read(embeddings[1:2], (1,), state)
         both = model.read(embeddings[1:3], (2,), fork)
     torch.testing.assert_close(made, both[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_of_a_compiled_model_is_apart() -> None:
+    torch.manual_seed(1)
+    model = OmniModel(OmniConfig(backbone=BackboneConfig(width=64, vocabulary=96, blocks=(SCAN, EXPERTS))))
+    pack(model.requires_grad_(False), "int8")
+    compile_steps(model)
+    x = torch.randn(1, 64)
+    with torch.no_grad():
+        wanted = model.read(x, (1,), model.new_state())
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin.read(x, (1,), twin.new_state()), wanted)
+        layer = twin.backbone.layers[0]
+        assert isinstance(layer, Block)
+        assert layer.norm is not None
+        layer.norm.weight.mul_(2)
+        with pytest.raises(ValueError, match="call compile_steps again"):
+            twin.read(x, (1,), twin.new_state())
+        with pytest.raises(ValueError, match="call compile_steps again"):
+            layer(x, (1,), None)
+        again = copy.deepcopy(twin)
+        with pytest.raises(ValueError, match="call compile_steps again"):
+            again.read(x, (1,), again.new_state())
+        assert torch.equal(model.read(x, (1,), model.new_state()), wanted)
 
 
 def test_four_bits_laid_out_for_kernels_are_not_saved_as_others(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -345,3 +347,14 @@ def test_the_shell_quantises_wholly_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert run(tmp_path / "new")[0] == 0
     code, text = run(tmp_path / "again", "new")
     assert (code, "is packed already" in text) == (2, True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_packed_model_is_copied_and_pickled_as_it_is(form: Format | None) -> None:
+    model = ready(config())
+    pack(model, form)
+    ids = torch.arange(12)
+    with torch.inference_mode():
+        wanted = model.score(model.read(model.look_up(ids), (12,)))
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(twin.score(twin.read(twin.look_up(ids), (12,))), wanted)
