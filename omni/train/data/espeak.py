@@ -68,10 +68,20 @@ class Engine:
             raise ValueError(f"espeak: its data in {data} cannot be read; install espeakng-loader again")
         self._pieces: list[bytes] = []
         self._words: list[tuple[int, float]] = []
+        self._failed: BaseException | None = None
         self._callback = _CALLBACK(self._heard)  # kept: the library holds no reference
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _heard(self, samples, count: int, events) -> int:
+        """What was said; Python's errors, Ctrl-C too, would be lost in the library: they wait for its return."""
+        try:
+            self._take(samples, count, events)
+        except BaseException as error:
+            self._failed = error
+            return 1
+        return 0
+
+    def _take(self, samples, count: int, events) -> None:
         if samples and count:
             self._pieces.append(ctypes.string_at(samples, 2 * count))
         index = 0
@@ -79,7 +89,6 @@ class Engine:
             if events[index].kind == WORD:
                 self._words.append((events[index].position - 1, events[index].sample / self._rate))
             index += 1
-        return 0
 
     def select(self, name: str) -> None:
         """Take a voice, such as en-us or en+f2: the file of a language, then a variant.
@@ -101,8 +110,12 @@ class Engine:
             self._library.espeak_SetParameter(parameter, value, 0)
         self._pieces.clear()
         self._words.clear()
+        self._failed = None
         content = text.encode()
-        if self._library.espeak_Synth(content, len(content) + 1, 0, 1, 0, UTF8, None, None):
+        wrong = self._library.espeak_Synth(content, len(content) + 1, 0, 1, 0, UTF8, None, None)
+        if self._failed is not None:
+            raise self._failed
+        if wrong:
             raise ValueError(f"espeak: {name} cannot say {text!r}")
         samples = np.frombuffer(b"".join(self._pieces), np.int16).astype(np.float32) / 32768
         return Spoken(samples=samples, rate=self._rate, words=tuple(self._words))
