@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
 FOLDER = "GRADIO_TEMP_DIR"  # where the server keeps uploads
@@ -90,6 +91,8 @@ def launch(model: str = "tiny", port: int | None = None, share: bool = False, *,
     folder = tempfile.mkdtemp(prefix="omni-demo-")
     os.environ[FOLDER] = folder  # before Gradio is imported, which reads it then
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    if wait:
+        signal.signal(signal.SIGTERM, _end)
     try:
         app = build(_desk(model))
         serve(app, port, share, wait)
@@ -97,6 +100,12 @@ def launch(model: str = "tiny", port: int | None = None, share: bool = False, *,
         if wait:
             shutil.rmtree(folder, ignore_errors=True)
     return app
+
+
+def _end(*_: object) -> NoReturn:
+    """What ends a service: as Ctrl-C, so that visitors' files are removed; once, lest that is cut short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(143)
 
 
 def _desk(name: str) -> Any:

@@ -31,13 +31,16 @@ NOTE = {
 
 @dataclass(slots=True)
 class Paper:
-    """An open document. item: how its pages are to be read. answer: the last one."""
+    """An open document. item: how its pages are to be read. answer: the last one, which stands on the pages in
+    `marked`, as far as that is known.
+    """
 
     source: Source
     pages: list[Page]
     item: PlannedItem
     talk: Talk = field(default_factory=Talk)
     answer: str = ""
+    marked: frozenset[int] = frozenset()
 
 
 def build(desk: Desk, session: gr.State, every: list[Sample]) -> None:
@@ -129,20 +132,26 @@ def _finished(session: Session, paper: Paper, told: Told, question: str) -> tupl
     session.last = replace(told, where="Document")
     paper.answer = told.result.text
     marks = marked_pages(paper.pages, paper.answer, question)
+    paper.marked = frozenset(marks)
     page = gr.Dropdown(value=min(marks)) if marks else gr.skip()
     note = f"{NOTE[bool(marks)]} {cost(told)}"
     return sheet(paper.pages, marks, paper.item), gr.HTML(said(paper.answer, note), visible=True), page
 
 
 def to_csv(desk: Desk, session: Session, number: int | None) -> tuple[Any, ...]:
-    """The table of the answer, else that of a page: of its text layer, or as the model reads it."""
+    """The table of the answer, where that stands on the page, else the page's own: of its text layer, or as the model
+    reads it.
+    """
     paper: Paper | None = session.document
     try:
         if paper is None:
             raise ValueError("Choose a document first.")
         page = next((page for page in paper.pages if page.number == number), None)
-        table = tables.of_answer(paper.answer) or (tables.of_words(page.words) if page else None)
-        table = table or (None if page and page.words else _read_table(desk, session, paper))
+        if page is None:
+            raise ValueError("Choose a page first.")
+        answered = number in paper.marked or len(paper.pages) == 1
+        table = tables.of_answer(paper.answer) if answered else None
+        table = table or (tables.of_words(page.words) if page.words else _read_table(desk, session, paper, page))
         if table is None:
             raise ValueError(f"There is no table on page {number}.")
     except Exception as error:  # the visitor is told, and can try another page
@@ -161,10 +170,12 @@ def _file(name: str) -> Path:
     return folder / name
 
 
-def _read_table(desk: Desk, session: Session, paper: Paper) -> tables.Table | None:
-    """A scan's table, as the model reads it."""
+def _read_table(desk: Desk, session: Session, paper: Paper, page: Page) -> tables.Table | None:
+    """The table of a scan's page, as the model reads it."""
     parts = [] if paper.talk.memory else [file_part(paper.source)]
-    for piece in paper.talk.say(desk, tables.QUESTION, parts, Wish(schema=tables.SCHEMA, most=1024)):
+    for piece in paper.talk.say(
+        desk, f"On page {page.number}: {tables.QUESTION}", parts, Wish(schema=tables.SCHEMA, most=1024)
+    ):
         if isinstance(piece, Told):
             session.last = replace(piece, where="Document")
             return tables.of_answer(piece.result.text)
