@@ -34,8 +34,8 @@ class Settings:
     choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"generate: max_new_tokens is {self.max_new_tokens}; want at least 1")
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+            raise ValueError(f"generate: max_new_tokens is {self.max_new_tokens!r}; want at least 1, a whole number")
         if self.seed is not None and not isinstance(self.seed, Integral):
             raise ValueError(f"generate: the seed is {self.seed!r}; want a whole number, or None for a fresh one")
         wrong = [mark for mark in self.stop if not isinstance(mark, str | Integral)]

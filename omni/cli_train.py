@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from omni.shell import console, fail
+from omni.shell import check_output, console, fail
 
 
 def train(
@@ -22,15 +22,16 @@ def train(
         "checkpoints/tiny"
     ),
     out: Annotated[Path, typer.Option(help="where export writes the model")] = Path("checkpoints/export"),
-    threads: Annotated[int | None, typer.Option(help="of the processor; stages can run side by side")] = None,
+    threads: Annotated[int | None, typer.Option(help="of the processor; stages can run side by side", min=1)] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="a few steps of each stage, to see that all runs")] = False,
-    curves: Annotated[Path | None, typer.Option(help="draw the log's curves into this PNG, and train nothing")] = None,
+    curves: Annotated[Path | None, typer.Option(help="a PNG or SVG for the log's curves; nothing is trained")] = None,
 ) -> None:
     """Train the small model: towers and language model side by side, then joined, then the drafting head."""
     if what != "tiny":
         fail(f"train: {what!r} is unknown; want tiny")
     try:
         if curves is not None:
+            check_output("--curves", curves, (".png", ".svg"))
             from omni.train.plot import plot
 
             plot(folder / "log.jsonl", curves)
@@ -47,3 +48,5 @@ def train(
         fail(f"train: {error.name} is not installed; pip install 'omni[train]'")
     except ValueError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"train: {error.filename or folder}: {error.strerror or error}")

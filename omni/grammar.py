@@ -6,6 +6,7 @@ llguidance walks the grammar over the tokenizer's bytes and says before each tok
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -36,18 +37,21 @@ def grammar_of(schema: Mapping[str, Any] | None, choices: Sequence[str]) -> str 
         if not isinstance(schema, Mapping):
             raise ValueError(f"grammar: {schema!r:.80} came as a schema; want a mapping such as {{'type': 'object'}}")
         try:
-            text = json.dumps(dict(schema))
+            text = json.dumps(dict(schema), allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"grammar: the schema is not plain JSON ({error}); want texts, numbers and lists"
             ) from None
         return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": SPACE})
-    wrong = [choice for choice in choices if not isinstance(choice, str)]
+    wrong = [choice for choice in choices if not isinstance(choice, str) or HALF.search(choice)]
     if isinstance(choices, str) or wrong:
         raise ValueError(f"grammar: {choices!r:.80} came as choices; want a list of texts")
     if choices:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
     return None
+
+
+HALF = re.compile(r"[\ud800-\udfff]")  # of a character
 
 
 class Matcher:

@@ -111,18 +111,23 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def _typed(value: str, schema: Mapping[str, Any] | None, key: str) -> Any:
-    kinds: list[str] = []
+    kinds, declared = list[str](), None
     if schema is not None:
-        kinds = _kinds(schema.get(key))
-        if not kinds or kinds == ["string"]:
+        declared = schema.get(key)
+        kinds = _kinds(declared)
+        if not isinstance(declared, Mapping) or kinds == ["string"]:
             return value
     try:
         plain = value if value.strip() not in ("True", "False", "None") else _python(value)
         read = json.loads(plain, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return value
+    if isinstance(declared, Mapping) and value in declared.get("enum", [declared.get("const")]):
+        return value
     if not kinds:
         return value if isinstance(read, str) else read
+    if "integer" in kinds and isinstance(read, float) and read.is_integer():
+        return int(read)
     fits = any(kind in KINDS and isinstance(read, KINDS[kind]) for kind in kinds)
     odd = isinstance(read, bool) and "boolean" not in kinds  # Python counts true as a number
     return read if fits and not odd else value

@@ -42,6 +42,8 @@ class Writer:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._random = Random(settings.seed)
         grammar = grammar_of(settings.schema, settings.choices)
+        if mute := [choice for choice in settings.choices if not all(map(codec.bytes_of, codec.encode(choice)))]:
+            raise ValueError(f"generate: the choice {mute[0]!r} holds a special token, which is no text; leave it out")
         self._matcher = Matcher(grammar, codec) if grammar else None
         self._open, self._close = (ids if len(ids) == 1 else () for ids in (codec.open, codec.close))
         if self._matcher and not self._open and self._split.phase == "before":

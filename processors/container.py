@@ -222,4 +222,5 @@ def _is_cover(track: Any) -> bool:
 
 def short(error: BaseException) -> str:
     """The error in a line."""
-    return " ".join(str(error).split())[:120]
+    told = getattr(error, "strerror", None) or str(error)  # without the path, which may be a server's
+    return " ".join(told.split())[:120]

@@ -220,7 +220,7 @@ def _header(file: BinaryFile, source: Source) -> Image:
     head = source.read(16)
     kind = sniff(source)
     if kind != "image":
-        raise MediaError(f"media: {source.name}: a {kind}, not a picture; open it as a {kind}")
+        raise MediaError(f"media: {source.name}: holds {kind}, not a picture; open it as {kind}")
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"msf1"):
         format, plugin = "AVIF", "AvifImagePlugin"
     else:

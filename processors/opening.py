@@ -49,7 +49,7 @@ def open_item(item: Item, rules: Rules, limits: Limits, kept: NumKept) -> Opened
         elif kind == "video" and told == "image" and is_animation(source, limits):
             return open_clip(item, rules, limits, kept)
         elif told in ("image", "document"):
-            raise MediaError(f"media: {item.name}: holds a {told}, not {kind}; pass it as {told}")
+            raise MediaError(f"media: {item.name}: holds {told}, not {kind}; pass it as {told}")
     if kind == "document":
         password = item.options.get("password")
         if not isinstance(password, str | None):

@@ -360,4 +360,4 @@ def open_document(thing: object, limits: Limits = DEFAULT_LIMITS, password: str 
         return Pdf(source, limits, password)
     if kind == "image":
         return Pictures([source], limits)
-    raise MediaError(f"media: {source.name}: a {kind}, not a document; open it as a {kind}")
+    raise MediaError(f"media: {source.name}: holds {kind}, not a document; open it as {kind}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import small
@@ -70,6 +72,19 @@ def test_written_token_by_token_with_a_state_equals_reading_all_anew(config: obj
         assert int(logits.index_fill(0, torch.tensor(unwanted, dtype=torch.long), -torch.inf).argmax()) == token
         assert float(logits.log_softmax(-1)[token]) == pytest.approx(logprob, abs=1e-4)
         batch = appended(batch, token)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "message"),
+    [
+        ({"choices": ("yes", "<|im_end|>")}, "'<|im_end|>' holds a special token"),
+        ({"choices": ("\ud800",)}, "came as choices; want a list of texts"),
+        ({"schema": {"const": math.nan}}, "not plain JSON"),
+    ],
+)
+def test_what_no_answer_can_be_is_refused_by_name(wishes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Engine(talker.talker()).submit(talker.prompt("q"), Settings(**wishes))
 
 
 @pytest.mark.parametrize("wishes", [{}, {"temperature": 0.7}, {"choices": ["yes", "no"]}])

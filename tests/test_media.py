@@ -405,7 +405,7 @@ def test_a_truncated_file_is_told_from_a_broken_one() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (pdf([Page()]), "a document, not a picture; open it as a document"),
+        (pdf([Page()]), "holds document, not a picture; open it as document"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "HEIC is not read; save it as JPEG"),
         (b"\xff\x0a" + bytes(40), "JPEG XL is not read"),
         (saved(scene(32, 32), "ICO"), "ICO is not read; save it as JPEG, PNG or WebP"),

@@ -66,7 +66,7 @@ def look(path: Path) -> str:
         assert frames == [3] * count
         return "right"
     except MediaError as error:
-        if "open it as a document" not in str(error):
+        if "open it as document" not in str(error):
             return str(error)
     try:
         with open_document(path, LIMITS) as document:

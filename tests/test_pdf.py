@@ -238,7 +238,7 @@ def test_wrong_asks_say_what_is_right() -> None:
         with pytest.raises(MediaError, match="the document is closed; open it again"):
             look(0)
     document.close()
-    with pytest.raises(MediaError, match="a audio, not a document"):
+    with pytest.raises(MediaError, match="holds audio, not a document"):
         open_document(b"fLaC" + bytes(100))
 
 
@@ -367,7 +367,7 @@ def test_a_senseless_resolution_counts_as_none() -> None:
 def test_a_list_that_is_no_list_of_pictures_is_refused() -> None:
     with pytest.raises(MediaError, match="an empty list"):
         open_document([])
-    with pytest.raises(MediaError, match="a document, not a picture"):
+    with pytest.raises(MediaError, match="holds document, not a picture"):
         open_document([pdf([TEXT])])
     with pytest.raises(MediaError, match="7 pages, the limit is 6"):
         open_document([scene()] * 7, Limits(max_pages=6))

@@ -127,8 +127,24 @@ def test_without_a_schema_json_is_read_as_json() -> None:
 def test_schemas_of_any_make_are_read_as_far_as_they_say_types(schema: Any) -> None:
     tools = [{"function": {"name": "f", "parameters": {"properties": {"a": schema}}}}, {"function": {}}]
     (call,) = parse("<function=f><parameter=a>null</parameter></function>", tools).calls
-    assert call.arguments["a"] == (None if isinstance(schema, dict) and "anyOf" in schema and schema["anyOf"] != [True]
-                                   else "null")  # fmt: skip
+    assert call.arguments["a"] == (None if isinstance(schema, dict) else "null")
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "read"),
+    [
+        ({"$ref": "#/$defs/P"}, '{"x": 1}', {"x": 1}),
+        ({"enum": [1, 2]}, "1", 1),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"const": "true"}, "true", "true"),
+        ({"type": "integer"}, "3.0", 3),
+        ({"type": "integer"}, "3.5", "3.5"),
+    ],
+)
+def test_values_are_what_their_schemas_mean(schema: dict[str, Any], value: str, read: Any) -> None:
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"a": schema}}}}]
+    (call,) = parse(f"<function=f><parameter=a>{value}</parameter></function>", tools).calls
+    assert (call.arguments["a"], type(call.arguments["a"])) == (read, type(read))
 
 
 @pytest.mark.parametrize("value", ["[" * 100_000, "NaN", "-Infinity"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -187,7 +188,8 @@ def _check(spec: Spec) -> None:
         f"preprocessing.fps is {shown.fps}; want more than 0": shown.fps is not None and shown.fps <= 0,
         "thinking.budget stands without thinking.enabled; set enabled: true": not spec.thinking.enabled
         and spec.thinking.budget is not None,
-        f"decoding.temperature is {written.temperature}; want 0 or more": written.temperature < 0,
+        f"thinking.budget is {spec.thinking.budget}; want 0 or more": (spec.thinking.budget or 0) < 0,
+        f"decoding.temperature is {written.temperature}; want 0 or more": not 0 <= written.temperature < math.inf,
     }
     counts = {
         "preprocessing.frames": shown.frames, "preprocessing.dpi": shown.dpi, "preprocessing.context": shown.context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,7 +14,12 @@ OWN = {"stage", "step", "seconds", "norm", "worst_load"}  # of a line, beside lo
 
 def curves(log: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Stage → name → (step, value), in the order of the log. Raises ValueError where the log is missing or empty."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    lines: list[dict[str, Any]] = []
+    for number, line in enumerate(log.read_text().splitlines() if log.is_file() else [], 1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            raise ValueError(f"plot: line {number} of {log} is no JSON; remove it, and draw again") from None
     if not lines:
         raise ValueError(f"plot: {log} holds nothing; train a stage first")
     found: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
