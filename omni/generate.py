@@ -60,8 +60,11 @@ def generate(
 ) -> Stream:
     """Begin to write the answers to a batch; nothing is computed before the stream is asked.
 
-    memory: what was read before each sequence of the batch; it stays as it is. Sequence i draws from seed + i.
+    memory: what was read before each sequence of the batch; it stays as it is. Sequence i draws from seed + i. Raises
+    ValueError for a batch that was made to follow something else.
     """
+    for each in batch if memory else ():
+        memory.check(each)
     engine = Engine(model, draft)
     requests = [
         engine.submit(each, settings.seeded(i), prefix=memory.prefix() if memory else None, sequence=i)

@@ -60,10 +60,12 @@ class Memory:
         """Read on: what follows in the same conversation. Interrupted, the memory is as it was before.
 
         features: of its media, where they are encoded already, which took `encoding` seconds. Raises ValueError unless
-        the batch is one sequence.
+        the batch is one sequence that goes on from here.
         """
         if len(batch) != 1:
             raise ValueError(f"memory: a batch of {len(batch)} conversations came; ingest them one by one")
+        if not (batch.given and len(batch.given[0].calls) == len(self.given.calls)):  # a piece of what is being read
+            self.check(batch)
         start = time.perf_counter()
         spliced = self.model.embed(batch, features)
         encoded = time.perf_counter()
@@ -73,6 +75,13 @@ class Memory:
                 pass
             done = time.perf_counter()
             prefix.seen = prefix.seen.ingested({"encode": encoding + encoded - start, "prefill": done - encoded})
+
+    def check(self, batch: Batch) -> None:
+        """Raise ValueError for a batch that the processor made to follow something else."""
+        if batch.given and not batch.given[0].follows(self.given):
+            raise ValueError(
+                "memory: what came was made to follow something else than was read; make it with after=memory.given"
+            )
 
     def charge(self, before: Mapping[str, int | float], seconds: float) -> None:
         """What was read since `before` (`seen.memory` then) is for the next questions alone, and took so many seconds:

@@ -95,6 +95,13 @@ class Given:
         items = [item.sha256 for item in self.items]
         return key_of([[asdict(call) for call in self.calls], items, self.rules, self.processor])
 
+    def follows(self, before: Given) -> bool:
+        """Whether this call goes on from there."""
+        count = len(before.calls)
+        calls = [[asdict(call) for call in given.calls[:count]] for given in (self, before)]
+        items = [[item.sha256 for item in given.items[: len(before.items)]] for given in (self, before)]
+        return len(self.calls) == count + 1 and key_of([calls[0], items[0]]) == key_of([calls[1], items[1]])
+
 
 def key_of(values: Any) -> str:
     """SHA-256 of plain values."""

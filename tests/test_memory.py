@@ -349,3 +349,15 @@ def test_settings_may_be_numpys_numbers(tmp_path: Path) -> None:
     memory = MODEL.ingest(made)
     memory.save(tmp_path / "m.omni")
     assert memory.key == MODEL.ingest(plain).key
+
+
+def test_what_was_made_to_follow_something_else_is_refused() -> None:
+    mine, other = ingested(picture(0)), ingested(picture(1))
+    question = PROCESSOR.ask("What?", after=other.given)
+    for use in (lambda: MODEL.generate(question, 2, memory=mine), lambda: mine.append(question)):
+        with pytest.raises(ValueError, match=r"make it with after=memory\.given"):
+            use()
+    told = MODEL.ingest(PROCESSOR.ingest(user("One.")))
+    with pytest.raises(ValueError, match="follow something else"):
+        MODEL.generate(PROCESSOR.ask("What?", after=MODEL.ingest(PROCESSOR.ingest(user("Two."))).given), 2, memory=told)
+    assert answer("What?", other, max_new_tokens=2).tokens
