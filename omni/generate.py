@@ -63,8 +63,9 @@ def generate(
     memory: what was read before each sequence of the batch; it stays as it is. Sequence i draws from seed + i. Raises
     ValueError for a batch that was made to follow something else.
     """
-    for each in batch if memory else ():
-        memory.check(each)
+    if memory:
+        for each in batch:
+            memory.check(each)
     engine = Engine(model, draft)
     requests = [
         engine.submit(each, settings.seeded(i), prefix=memory.prefix() if memory else None, sequence=i)

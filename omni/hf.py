@@ -47,8 +47,9 @@ def to_hf(config: OmniConfig) -> dict[str, Any]:
 def _read_omni(f: Fields) -> OmniConfig:
     text = f.section("text_config", "llm_config")
     own, inner = read_ids(f), read_ids(text)
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    bos, eos, pad = (one if f.has(name) else other for name, one, other in zip(names, own, inner, strict=True))
+    bos = own[0] if f.has("bos_token_id") else inner[0]
+    eos = own[1] if f.has("eos_token_id") else inner[1]
+    pad = own[2] if f.has("pad_token_id") else inner[2]
     backbone, mtp, keys = read_text(text)
     text.done()
     vision_fields = f.section("vision_config")
