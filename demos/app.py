@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from html import escape
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,14 +92,16 @@ def launch(model: str = "tiny", port: int | None = None, share: bool = False, *,
     folder = tempfile.mkdtemp(prefix="omni-demo-")
     os.environ[FOLDER] = folder  # before Gradio is imported, which reads it then
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    if wait:
-        signal.signal(signal.SIGTERM, _end)
+    ends = wait and threading.current_thread() is threading.main_thread()  # others are sent no signals
+    before = signal.signal(signal.SIGTERM, _end) if ends else None
     try:
         app = build(_desk(model))
         serve(app, port, share, wait)
     finally:
         if wait:
             shutil.rmtree(folder, ignore_errors=True)
+        if ends:
+            signal.signal(signal.SIGTERM, before)
     return app
 
 

@@ -6,7 +6,6 @@ llguidance walks the grammar over the tokenizer's bytes and says before each tok
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +17,7 @@ from llguidance.hf import from_tokenizer
 from torch import Tensor
 
 from omni.codec import Codec
+from processors.chat import HALF
 
 SPACE = r"( |\n {0,16})?"  # between JSON's parts: bounded, so that a model cannot write blanks for ever
 
@@ -49,9 +49,6 @@ def grammar_of(schema: Mapping[str, Any] | None, choices: Sequence[str]) -> str 
     if choices:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
     return None
-
-
-HALF = re.compile(r"[\ud800-\udfff]")  # of a character
 
 
 class Matcher:

@@ -257,6 +257,8 @@ class State:
         This is how drafts that failed are taken back: a snapshot would forget the accepted ones with them. Raises
         ValueError for more tokens than that.
         """
+        if not any(counts):
+            return
         for layer in self.layers:  # those that may refuse first
             held = layer.lengths if isinstance(layer, KVState) else self.lengths
             if any(not 0 <= count <= length for count, length in zip(counts, held, strict=True)):
