@@ -35,7 +35,7 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
-from omni.precision import ONEDNN, linear, multiplied_in
+from omni.precision import AVX2, ONEDNN, linear, multiplied_in
 from omni.products import Matrix
 from omni.strips import Laid, mixed
 
@@ -46,7 +46,7 @@ BLOCK = 64 if CAPABILITY == "AVX512" else 32  # output rows that torch's int4 la
 HALVES = CAPABILITY in ("AVX512", "AVX2")  # a byte holds rows half a block apart; else neighbours
 FILLED = 64  # rows are filled up to a multiple of this
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
-FEW = 16  # rows up to which the int4 kernel is faster than unpacking
+FEW = 32 if CAPABILITY == "AVX2" else 16  # rows up to which the int4 kernel is faster than unpacking
 FEW_EIGHTS = 8  # and the int8 kernel, and a product in slow half precision
 LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
@@ -54,6 +54,9 @@ STACKS = ("up_proj", "gate_proj", "down_proj")
 TOWERS = ("vision", "project_vision", "audio", "project_audio")  # parts of a model that are never in four bits
 ALIGNED = 32  # bytes, of the first input that the int8 kernel takes
 UNPACKED = 2**22  # weights unpacked at a time
+UNPACKED_FOUR = 2**20  # of four bits
+BY_BLOCK = 128  # rows up to which float32 is multiplied block by block of four bits, as they were unpacked
+NIBBLES = 0x0F0F0F0F0F0F0F0F  # every second code of eight bytes
 FEW_TOKENS, SMALL = 8, 2**22  # tokens for which experts of so many bytes in all are taken as one matrix
 
 
@@ -174,30 +177,41 @@ class Four:
         else:
             kind = multiplied_in(torch.bfloat16)
             narrow = x.to(kind)
-            out = torch.cat([narrow @ part for part in self._unpacked(kind)], 1)[:, : self.rows]
+            if AVX2 and len(x) <= BY_BLOCK:
+                products = torch.cat([narrow @ part for part in self._unpacked(kind)])
+                out = products.transpose(0, 1).flatten(1)[:, : self.rows]
+            else:
+                parts = (part.transpose(0, 1).flatten(1) for part in self._unpacked(kind))
+                out = torch.cat([narrow @ part for part in parts], 1)[:, : self.rows]
         return (out if bias is None else out + bias).to(x.dtype)
 
     def dense(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows width"]:
         """(code - 8) * scale + zero."""
-        dtype = dtype or torch.bfloat16
-        return torch.cat(list(self._unpacked(dtype)), 1).t()[: self.rows]
+        parts = self._unpacked(dtype or torch.bfloat16)
+        return torch.cat([part.transpose(1, 2).flatten(0, 1) for part in parts])[: self.rows]
 
-    def _unpacked(self, dtype: torch.dtype = torch.bfloat16) -> Iterator[Float[Tensor, "width part"]]:
-        """The transposed matrix, some blocks of output rows at a time."""
+    def _unpacked(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "blocks width block"]]:
+        """Some blocks of output rows at a time, each transposed. Where a byte holds rows half a block apart,
+        eight bytes are parted at once.
+        """
         blocks = self.packed.view(-1, self.width, BLOCK // 2)
-        most = max(1, UNPACKED // (BLOCK * self.width))
+        words, mask = (blocks.view(torch.int64), NIBBLES) if HALVES else (blocks, 15)
+        # (blocks, groups, 1, block, 2); as they lie, strided, they would take eight times as long
+        scales = self.scales.view(len(self.scales), -1, BLOCK, 2).transpose(0, 1)[:, :, None]
+        scale, zero = (scales[..., i].contiguous().to(dtype) for i in range(2))
+        if wide := dtype == torch.float32:
+            zero -= 8 * scale  # exact there
+        most = max(1, UNPACKED_FOUR // (BLOCK * self.width))
         for start in range(0, len(blocks), most):
-            part = blocks[start : start + most]
-            codes = torch.empty(self.width, len(part), BLOCK, dtype=torch.int8)
-            low = codes[..., : BLOCK // 2] if HALVES else codes[..., 0::2]
-            high = codes[..., BLOCK // 2 :] if HALVES else codes[..., 1::2]
-            low.copy_((part & 15).transpose(0, 1))
-            high.copy_((part >> 4).transpose(0, 1))
-            codes = codes.sub_(8).view(len(self.scales), self.group, -1)
-            scales = self.scales[:, None, start * BLOCK : (start + len(part)) * BLOCK]
-            # as they lie, strided, they would take eight times as long
-            scale, zero = (scales[..., i].contiguous().to(dtype) for i in range(2))
-            yield torch.addcmul(zero, codes.to(dtype), scale).view(self.width, -1)
+            at = slice(start, start + most)
+            part = words[at]
+            codes = part.new_empty(*part.shape[:2], *((2, part.shape[2]) if HALVES else (part.shape[2], 2)))
+            low, high = codes.unbind(-2 if HALVES else -1)
+            torch.bitwise_and(part, mask, out=low)
+            torch.bitwise_and(part >> 4, mask, out=high)
+            values = codes.view(torch.int8).view(-1, len(self.scales), self.group, BLOCK)
+            values = (values if wide else values.sub_(8)).to(dtype)
+            yield torch.addcmul(zero[at], values, scale[at], out=values).flatten(1, 2)
 
 
 def _by_parts(
