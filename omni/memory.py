@@ -136,7 +136,7 @@ class Memory:
     def file_bytes(self, kv: str = "exact") -> int:
         """What its file weighs, from the model's sizes alone: right within 2 % from about a megabyte on.
 
-        Keys and values of the tokens read, the constant state, and the last embeddings (at most a cell of them).
+        Keys and values of the tokens read, the constant state, and the last embeddings (at most 256).
         """
         backbone, prefix, form = self.model.config.backbone, self._prefix, kv_format.check(kv)
         each = kv_format.BYTES.get(form, prefix.unread.element_size())

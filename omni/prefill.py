@@ -21,7 +21,7 @@ from omni.splice import Spliced
 from omni.state import State
 from processors.batch import Batch
 
-CELL = 512  # tokens
+CELL = 256  # tokens
 
 
 @dataclass(slots=True)
