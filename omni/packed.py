@@ -46,7 +46,8 @@ BLOCK = 64 if CAPABILITY == "AVX512" else 32  # output rows that torch's int4 la
 HALVES = CAPABILITY in ("AVX512", "AVX2")  # a byte holds rows half a block apart; else neighbours
 FILLED = 64  # rows are filled up to a multiple of this
 GROUPS = (64, 32)  # inputs that share a scale, the first that divides
-FEW = 32 if CAPABILITY == "AVX2" else 16  # rows up to which the int4 kernel is faster than unpacking
+FEW = 32 if AVX2 else 16  # rows up to which the int4 kernel is faster than unpacking
+FEW_MIXED = 16  # tokens up to which compiled experts take each alone
 FEW_EIGHTS = 8  # and the int8 kernel, and a product in slow half precision
 LANES = 16  # inputs that the int8 kernel takes at a time; it reads beyond a row that they do not divide
 BIASES = ("up_bias", "gate_bias", "down_bias")
@@ -200,7 +201,7 @@ class Four:
         scales = self.scales.view(len(self.scales), -1, BLOCK, 2).transpose(0, 1)[:, :, None]
         scale, zero = (scales[..., i].contiguous().to(dtype) for i in range(2))
         if wide := dtype == torch.float32:
-            zero -= 8 * scale  # exact there
+            zero -= 8 * scale  # to 2**-24 of it
         most = max(1, UNPACKED_FOUR // (BLOCK * self.width))
         for start in range(0, len(blocks), most):
             at = slice(start, start + most)
@@ -395,7 +396,7 @@ class PackedExperts(nn.Module):
         if self.abreast is not None and len(x) <= FEW_TOKENS:
             return self.abreast.mix(x, chosen, weights)
         plain = self.gate is None and self.up_bias is None
-        if plain and isinstance(self.up[0], Laid) and len(x) <= FEW:
+        if plain and isinstance(self.up[0], Laid) and len(x) <= FEW_MIXED:
             up, down = self.stacks["up_proj"].matrix, self.stacks["down_proj"].matrix
             assert up is not None
             assert down is not None
