@@ -210,6 +210,7 @@ def respond(desk: Desk, session: Session, question: str) -> Iterator[Any]:
         return
     try:
         with hearing.used, desk.turn:
+            hearing.listener.settle()
             memory, at = hearing.listener.memory, hearing.listener.seconds
         batch = desk.processor.ask(question, after=memory.given, enable_thinking=False)
         text = ""

@@ -1,7 +1,7 @@
 """Engine: a continuous batch. Requests of different lengths and media are read in turn, write side by side, and leave
 when they are done; none changes what another writes.
 
-A step reads one cell of the oldest waiting prompt and lets everyone who has been read write one round: a token, or
+A step reads one stretch of the oldest waiting prompt and lets everyone who has been read write one round: a token, or
 with drafts as many as were right. `generate` is a loop around it, and so may a server be.
 """
 
@@ -113,7 +113,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Piece]:
-        """Read a cell, write a round; the text that can be shown now. A request that cannot be read or written ends
+        """Read a stretch, write a round; the text that can be shown now. A request that cannot be read or written ends
         with its `error`; the others go on.
         """
         pieces: list[Piece] = []
@@ -150,6 +150,7 @@ class Engine:
         self._state = State.join([self._state, prefix.state]) if self._state else prefix.state
         if prefix.drafter is not None and self.depth.any:
             self._drafter = Drafter.join([self._drafter, prefix.drafter]) if self._drafter else prefix.drafter
+        prefix.hand_over()
         return pieces
 
     def _write(self) -> list[Piece]:

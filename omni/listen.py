@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,9 +29,9 @@ from omni.attention import AttentionConfig
 from omni.ear import TOKENS, Ear, window
 from omni.memory import Memory
 from omni.model import OmniModel
-from omni.prefill import CELL, Prefix
+from omni.prefill import Prefix
+from omni.seen import Seen
 from omni.splice import Features
-from omni.state import KVState
 from processors.audio import STRIDE, block_energy
 from processors.batch import Batch, Media, Slot
 from processors.given import Given
@@ -102,8 +103,7 @@ class Listener:
         self._placeholder, self._given = batch.tokens[at : at + 1], batch.given[0]
         self._before = _text(batch.tokens[:at], self._given)
         self._behind = batch.tokens[at + 1 :]
-        self._prefix = Prefix.new(model)
-        self._memory = Memory(model, self._prefix)
+        self._memory = Memory(model, Prefix.new(model))
         self._memory.append(self._before)
         self._digest, self._samples = hashlib.sha256(), 0
         self._open = Open(self.ear.mels.rule.block)
@@ -131,7 +131,8 @@ class Listener:
         features = self.ear(samples, self._state, last=last)
         if len(features):
             self._memory.append(*self._heard(features))
-            self._forget()
+            if self._keep is not None:  # only the latest sound's keys and values
+                self._memory.forget(len(self._before.tokens), self._keep)
         if self.transcript is None:
             return []
         self._open.add(samples, features, last)
@@ -144,11 +145,15 @@ class Listener:
             return None
         return self._line(self._open.first, self._open.features, self._open.loudest(len(self._open.features)))
 
+    def settle(self) -> None:
+        """Read all that was heard, once for all questions; what is heard reads in longer stretches without."""
+        self._memory.settle()
+
     @property
     def memory(self) -> Memory:
         """A fork of all that was heard, with the recording closed: to be asked, saved or read on."""
         fork = self._memory.fork()
-        fork.append(_text(self._behind, self._record(self._digest.hexdigest(), self._prefix)))
+        fork.append(_text(self._behind, self._record(self._digest.hexdigest(), self._memory.seen)))
         return fork
 
     def ask(self, question: str, *, think: bool = False, **settings: Any) -> Result:
@@ -156,7 +161,11 @@ class Listener:
 
         settings: of `model.generate`.
         """
-        return self._answer(self.memory, question, think, **settings)
+        start = time.perf_counter()
+        self.settle()
+        memory = self.memory
+        memory.charge(memory.seen.memory, time.perf_counter() - start)
+        return self._answer(memory, question, think, **settings)
 
     def _answer(self, memory: Memory, question: str, think: bool, **settings: Any) -> Result:
         batch = self.processor.ask(question, after=memory.given, enable_thinking=think)
@@ -174,7 +183,7 @@ class Listener:
         counts: Any = {"image": [], "tubelet": [], "audio": [count]}
         return batch, Features(image=nothing, tubelet=nothing, audio=features, counts=counts)
 
-    def _record(self, sha256: str, prefix: Prefix, seconds: float | None = None) -> Given:
+    def _record(self, sha256: str, seen: Seen, seconds: float | None = None) -> Given:
         """What a receipt says of a live sound: its samples' hash, its length, the window it was heard through."""
         item = replace(
             self._given.items[0],
@@ -182,8 +191,8 @@ class Listener:
             sha256=sha256,
             size=4 * self._samples,
             source=None,
-            slots=len(prefix.seen.places),
-            tokens=sum(place.tokens for place in prefix.seen.places),
+            slots=len(seen.places),
+            tokens=sum(place.tokens for place in seen.places),
             details={
                 "seconds": round(self.seconds if seconds is None else seconds, 2),
                 "window": asdict(self.ear.encode.window),
@@ -206,16 +215,6 @@ class Listener:
             most = int(seconds * self.transcript.pace) + 16
             text = self._answer(memory, self.transcript.question, think=False, max_new_tokens=most).text.strip()
         return Line(start=round(start, 2), end=round(end, 2), text=text)
-
-    def _forget(self) -> None:
-        """Delete the oldest sound's keys and values, a cell or more at a time."""
-        layer = next((layer for layer in self._prefix.state.layers if isinstance(layer, KVState)), None)
-        if self._keep is None or layer is None:
-            return
-        first = len(self._before.tokens)
-        many = layer.lengths[0] - first - self._keep
-        if many >= CELL:
-            self._prefix.state.forget(first, first + many)
 
 
 class Open:

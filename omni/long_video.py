@@ -93,6 +93,7 @@ def read_long(
         memory.append(piece.batch, features, time.perf_counter() - start)
         encoding = 0.0
         report(Progress(piece=piece, scored=False, memory=memory))
+    memory.settle()
     return memory
 
 

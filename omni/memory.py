@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 from omni import kv_format, sealed
 from omni.kv_format import KVFormat
 from omni.language import LanguageModel
-from omni.prefill import Prefix
+from omni.prefill import CELL, Prefix
 from omni.seen import Seen
 from omni.speculate import Drafter
 from omni.splice import Features
@@ -30,7 +29,7 @@ from processors.batch import Batch
 from processors.given import Given, key_of
 
 KIND = "omni memory"
-VERSION = 1  # of the file and of the numbers in it: raise it whenever a model's state changes its meaning
+VERSION = 2  # of the file and of the numbers in it: raise it whenever a model's state changes its meaning
 LOOKS_SHARE = 0.01  # of a file that pictures may take
 
 
@@ -53,6 +52,7 @@ class Memory:
         memory = cls(model, Prefix.new(model, draft))
         for batch in [batches] if isinstance(batches, Batch) else batches:
             memory.append(batch)
+        memory.settle()
         return memory
 
     @torch.no_grad()
@@ -69,12 +69,33 @@ class Memory:
         start = time.perf_counter()
         spliced = self.model.embed(batch, features)
         encoded = time.perf_counter()
-        with _all_or_nothing(self._prefix) as prefix:
+        with self._prefix.all_or_nothing(self.model) as prefix:
             prefix.append(batch, spliced)
             while prefix.advance(self.model):
                 pass
             done = time.perf_counter()
             prefix.seen = prefix.seen.ingested({"encode": encoding + encoded - start, "prefill": done - encoded})
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Read the last tokens too, once for all questions: `append` leaves those behind the last line of the grid
+        (`omni.prefill`) for what may follow. Interrupted, the memory is as it was before.
+        """
+        if not self._prefix.waiting:
+            return
+        start = time.perf_counter()
+        with self._prefix.all_or_nothing(self.model) as prefix:
+            prefix.settle(self.model)
+            prefix.seen = prefix.seen.ingested({"encode": 0.0, "prefill": time.perf_counter() - start})
+
+    def forget(self, first: int, keep: int) -> None:
+        """Delete the keys and values behind the first tokens, but for the last `keep` and what is not a cell yet."""
+        layer = next((layer for layer in self._prefix.state.layers if isinstance(layer, KVState)), None)
+        if layer is None:
+            return
+        many = layer.lengths[0] - self._prefix.ahead - first - keep
+        if many >= CELL:
+            self._prefix.forget(self.model, first, first + many)
 
     def check(self, batch: Batch) -> None:
         """Raise ValueError for a batch that the processor made to follow something else."""
@@ -130,15 +151,15 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the state, and of the last tokens' embeddings, which wait for the end of their cell."""
+        """Bytes of the state, and of the embeddings behind the last line, of which it may have to be read again."""
         return self._prefix.state.nbytes + self._prefix.unread.nbytes
 
     def file_bytes(self, kv: str = "exact") -> int:
         """What its file weighs, from the model's sizes alone: right within 2 % from about a megabyte on.
 
-        Keys and values of the tokens read, the constant state, and the last embeddings (at most 256).
+        Keys and values up to the grid's last line, the constant state, and the embeddings behind it (at most 1024).
         """
-        backbone, prefix, form = self.model.config.backbone, self._prefix, kv_format.check(kv)
+        backbone, prefix, form = self.model.config.backbone, self._prefix.on_line(), kv_format.check(kv)
         each = kv_format.BYTES.get(form, prefix.unread.element_size())
         held = (layer.lengths[0] for layer in prefix.state.layers if isinstance(layer, KVState))
         read, waiting = next(held, 0), prefix.unread.numel()
@@ -152,7 +173,7 @@ class Memory:
         kv: "exact" keeps keys and values as they are; "bfloat16", "float8" and "int8" keep fewer bits (and the last
         embeddings in bfloat16), and `kv_error` of what is loaded says what that cost.
         """
-        prefix, form = self._prefix, kv_format.check(kv)
+        prefix, form = self._prefix.on_line(), kv_format.check(kv)
         tensors, kv_error = _store(prefix.state, "backbone", form)
         unread = prefix.unread if form == "exact" else prefix.unread.bfloat16()
         tensors |= {"tokens": _squeezed(prefix.tokens), "unread": unread}
@@ -195,19 +216,13 @@ class Memory:
             _restore(drafter.state, "drafter", tensors)
             last = tensors.get("drafter.last")
             drafter.last = last if last is None else _like(last, model)
-        prefix = Prefix(
-            model.new_state(),
-            _unsqueezed(tensors["tokens"]),
-            _like(tensors["unread"], model),
-            drafter,
-            Seen.from_dict(header["seen"]),
-        )
+        state, tokens, unread = model.new_state(), _unsqueezed(tensors["tokens"]), _like(tensors["unread"], model)
+        _restore(state, "backbone", tensors)
+        state.advance([len(tokens) - len(unread)])
+        seen = Seen.from_dict(header["seen"])
         if header["kv"] != "exact":
-            stored = {"kv": header["kv"], "kv_error": header["kv_error"]}
-            prefix.seen = replace(prefix.seen, stored=stored)
-        _restore(prefix.state, "backbone", tensors)
-        prefix.state.advance([len(prefix.tokens) - len(prefix.unread)])
-        return cls(model, prefix, header["kv_error"])
+            seen = replace(seen, stored={"kv": header["kv"], "kv_error": header["kv_error"]})
+        return cls(model, Prefix(state, tokens, unread, drafter, seen), header["kv_error"])
 
 
 def _like(x: Tensor, model: LanguageModel) -> Tensor:
@@ -253,20 +268,3 @@ def _restore(state: State, name: str, tensors: Mapping[str, Tensor]) -> None:
                 stored = {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
                 buffers[0] = kv_format.unpack(stored, buffers[0].dtype).to(buffers[0].device)
             layer.lengths = [layer.keys[0].shape[1]]
-
-
-@contextmanager
-def _all_or_nothing(prefix: Prefix) -> Any:
-    """Undo all changes where anything is raised, Ctrl-C included."""
-    tokens, unread, seen = prefix.tokens, prefix.unread, prefix.seen
-    states = [prefix.state, *([prefix.drafter.state] if prefix.drafter else [])]
-    marks, last = [state.snapshot() for state in states], prefix.drafter and prefix.drafter.last
-    try:
-        yield prefix
-    except BaseException:
-        prefix.tokens, prefix.unread, prefix.seen = tokens, unread, seen
-        for state, mark in zip(states, marks, strict=True):
-            state.restore(mark)
-        if prefix.drafter:
-            prefix.drafter.last = last
-        raise

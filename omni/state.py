@@ -315,6 +315,16 @@ class State:
         fork.marks.update(self.marks)
         return fork
 
+    def seen_from(self, snapshot: Snapshot) -> State:
+        """As it was then, sharing the buffers of keys and values: to be looked at, not to be read on.
+
+        Raises ValueError as `restore` does.
+        """
+        view = self.take(range(len(self)))
+        view.marks.update(self.marks)
+        view.restore(snapshot)
+        return view
+
     def split(self) -> list[State]:
         """Each sequence as a state of its own."""
         return [self.select([i]) for i in range(len(self))]

@@ -166,17 +166,45 @@ def test_a_prompt_in_any_pieces_leaves_the_state_of_the_whole_bit_for_bit(cuts: 
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("draft", [False, True])
+def test_what_is_settled_early_is_taken_back_at_the_next_line_bit_for_bit(draft: bool) -> None:
+    model, batch = talker.talker(talker.DRAFTS if draft else talker.PLAIN), small.sentence(2600)
+    whole, pieces = Prefix.new(model, draft), Prefix.new(model, draft)
+    whole.append(batch, model.embed(batch))
+    want = whole.finish(model)
+    ahead = []
+    for start, end in pairwise([0, 257, 900, 1024, 1025, 1700, 1960, 2600]):
+        part = Batch(tokens=batch.tokens[start:end], lengths=torch.tensor([end - start]))
+        pieces.append(part, model.embed(part))
+        pieces.settle(model)
+        ahead.append((pieces.state.lengths[0], pieces.ahead))
+        asked, other = pieces.fork(), pieces.on_line()
+        assert other.state.lengths[0] == pieces.state.lengths[0] - pieces.ahead
+        asked.append(small.sentence(200, seed=9), model.embed(small.sentence(200, seed=9)))
+        asked.finish(model)
+    assert ahead == [(256, 256), (768, 768), (768, 768), (1024, 0), (1536, 512), (1792, 768), (2560, 512)]
+    assert torch.equal(pieces.finish(model), want)
+    if draft:
+        assert pieces.drafter and whole.drafter and pieces.drafter.last is not None
+        assert torch.equal(pieces.drafter.last, want)
+        assert pieces.drafter.state.lengths == whole.drafter.state.lengths
+    follow = small.sentence(1, seed=5)
+    assert torch.equal(model(follow, pieces.state).logits, model(follow, whole.state).logits)
+
+
+@torch.no_grad()
 def test_prefill_in_cells_equals_reading_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = talker.talker(talker.SEES), small.mixed(4)
     want = model(batch).hidden[-1:]
-    for cell in (1, 7, 16):
+    for line, cell in ((1, 1), (16, 1), (16, 7), (1024, 16)):
+        monkeypatch.setattr(prefill, "LINE", line)
         monkeypatch.setattr(prefill, "CELL", cell)
         prefix = Prefix.new(model)
         prefix.append(batch, model.embed(batch))
         torch.testing.assert_close(prefix.finish(model), want, rtol=1e-4, atol=1e-5)
 
 
-def test_no_more_than_a_cell_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_read_from_line_to_line_and_then_in_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = talker.talker(), list[int]()
     read = model.read
 
@@ -185,8 +213,11 @@ def test_no_more_than_a_cell_is_read_at_once(monkeypatch: pytest.MonkeyPatch) ->
         return read(embeddings, *rest)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(model, "read", spy)
-    model.generate(small.sentence(1000), 3)
-    assert rows == [256, 256, 256, 232, 1, 1]
+    model.generate(small.sentence(2300), 3)
+    assert rows == [1024, 1024, 252, 1, 1]
+    rows.clear()
+    model.generate(small.sentence(2048), 3)
+    assert rows == [1024, 256, 256, 256, 256, 1, 1]
 
 
 def test_the_same_seed_writes_the_same_and_the_result_names_it() -> None:

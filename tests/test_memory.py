@@ -25,15 +25,15 @@ from omni.answer import Result
 from omni.attention import AttentionConfig
 from omni.load import OmniProcessor
 from omni.memory import KIND, Memory
-from omni.prefill import CELL
+from omni.prefill import LINE
 from omni.seen import LOOKS
 
 PARTS = [
-    "long " * 60,
+    "long " * 300,
     picture(0),
     "and a film: ",
     film(1),
-    "more " * 70,
+    "more " * 300,
     {"type": "audio", "audio": NOISE, "rate": 16000},
     picture(2),
 ]
@@ -61,7 +61,7 @@ def whole(question: str, *parts: Any, **settings: Any) -> Result:
 def same(one: Result, other: Result) -> None:
     assert one.tokens == other.tokens
     assert one.logprobs == other.logprobs
-    assert one.prompt_tokens == other.prompt_tokens > 2 * CELL
+    assert one.prompt_tokens == other.prompt_tokens > 2 * LINE
 
 
 def same_tokens(one: Result, other: Result) -> None:
@@ -69,7 +69,7 @@ def same_tokens(one: Result, other: Result) -> None:
     assert one.logprobs is not None
     assert one.tokens == other.tokens
     assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
-    assert one.prompt_tokens == other.prompt_tokens > 2 * CELL
+    assert one.prompt_tokens == other.prompt_tokens > 2 * LINE
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -97,8 +97,8 @@ def test_a_fork_knows_nothing_of_what_the_other_reads() -> None:
     fork = memory.fork()
     memory.append(PROCESSOR.ingest(user(*PARTS[4:]), after=memory.given))
     same_tokens(answer("Why?", memory), whole("Why?"))
-    fork.append(PROCESSOR.ingest(user("other " * 60, picture(7)), after=fork.given))
-    same_tokens(answer("Why?", fork), whole("Why?", *PARTS[:4], "other " * 60, picture(7)))
+    fork.append(PROCESSOR.ingest(user("other " * 100, picture(7)), after=fork.given))
+    same_tokens(answer("Why?", fork), whole("Why?", *PARTS[:4], "other " * 100, picture(7)))
 
 
 @pytest.mark.parametrize("cuts", [[2], [4], [2, 4, 6]])
@@ -285,7 +285,7 @@ def test_a_file_weighs_what_the_formula_says(tmp_path: Path, draft: bool) -> Non
     wide = AttentionConfig(heads=4, kv_heads=4, head_dim=32)
     model = ready(config("Omni with MTP", blocks=(small.MAMBA, small.MOE, wide, wide)))
     processor = OmniProcessor.of(model.config, TOKENIZER)
-    messages = user("word " * 2500, *(picture(i) for i in range(LOOKS)))
+    messages = user("word " * 2635, *(picture(i) for i in range(LOOKS)))
     memory = model.ingest(processor.ingest(messages), draft=draft)
     for kv, size in (("exact", 4), ("bfloat16", 2), ("int8", 1), ("float8", 1)):
         memory.save(tmp_path / f"{kv}.omni", kv=kv)
