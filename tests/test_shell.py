@@ -72,8 +72,8 @@ def test_what_cannot_work_is_said_before_any_work(
 @pytest.mark.parametrize("seconds", [0.0, 1.0, 6.0])
 def test_interrupted_while_it_loads_it_ends_in_one_line(seconds: float, tmp_path: Path) -> None:
     code = (
-        "import sys; from omni import shell; from omni.cli import app; main = shell.Commands.main; "
-        "shell.Commands.main = lambda *of, **settings: (print('ready', flush=True), main(*of, **settings)); "
+        "import sys; from omni import shell; from omni.cli import app; make = shell.Commands.make_context; "
+        "shell.Commands.make_context = lambda *of, **how: (print('ready', flush=True), make(*of, **how))[1]; "
         "sys.argv[1:] = ['ask', 'What?', '--model', sys.argv[1]]; app()"
     )
     os.mkfifo(tmp_path / "config.json")  # reading the model's config would wait for ever
