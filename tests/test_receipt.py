@@ -336,7 +336,7 @@ def test_things_given_in_memory_are_asked_for_by_name() -> None:
 
 
 def test_a_memory_of_fewer_bits_leaves_its_trace(folder: Path, tmp_path: Path) -> None:
-    messages = user("word " * 100, {"type": "file", "path": str(folder / "photo.png")})
+    messages = user("word " * 300, {"type": "file", "path": str(folder / "photo.png")})
     MODEL.ingest(PROCESSOR.ingest(messages)).save(tmp_path / "less.omni", kv="int8")
     result = omni.ask("What?", tmp_path / "less.omni", model=(MODEL, PROCESSOR), think=False, max_new_tokens=4)
     receipt = Receipt.from_dict(json.loads(json.dumps(result.receipt.to_dict())))
