@@ -33,6 +33,8 @@ from omni.model import OmniModel
 from omni.moe import MoEConfig
 from omni.packed import Format, pack
 from omni.precision import multiplied_in
+from omni.prefill import Prefix
+from processors.batch import Batch
 
 PATTERN = "MEMEM*EMEMEM*EME"
 BLOCKS: dict[str, BlockConfig] = {
@@ -122,22 +124,23 @@ def work(config: OmniConfig) -> float:
 def ours(
     model: OmniModel, prompt: int, new: int, repeats: int
 ) -> tuple[list[float], list[float], Callable[[], Profile]]:
-    """Seconds of reading a prompt in one go and scoring its end, of writing `new` tokens one by one after it, and how
-    to see where the latter's time goes. The heap is as `omni.load` leaves it.
+    """Seconds of reading a prompt as an answer does (`omni.prefill`) and scoring its end, of writing `new` tokens one by
+    one after it, and how to see where the latter's time goes. The heap is as `omni.load` leaves it.
     """
     keep_freed()
-    ids = torch.randint(0, model.config.backbone.vocabulary, (prompt + new,))
-    embeddings = model.look_up(ids)
-    state = model.new_state()
+    vocabulary = model.config.backbone.vocabulary
+    batch = Batch(tokens=torch.randint(0, vocabulary, (prompt,)), lengths=torch.tensor([prompt]))
+    written, prefix = model.look_up(torch.randint(0, vocabulary, (new,))), Prefix.new(model)
 
     def read() -> None:
-        nonlocal state
-        state = model.new_state()
-        model.score(model.read(embeddings[:prompt], (prompt,), state)[-1:])
+        nonlocal prefix
+        prefix = Prefix.new(model)
+        prefix.append(batch, model.embed(batch))
+        model.score(prefix.finish(model))
 
     prefill = timed(read, repeats)
-    decode = writes(model, state, embeddings[prompt:], repeats)
-    return prefill, decode, lambda: profiled(model, state, embeddings[prompt:], statistics.median(decode))
+    decode = writes(model, prefix.state, written, repeats)
+    return prefill, decode, lambda: profiled(model, prefix.state, written, statistics.median(decode))
 
 
 def check_twins(config: OmniConfig, tokens: int = 96) -> float:

@@ -99,7 +99,12 @@ class Prefix:
         """
         if len(self.unread) == self.ahead:
             raise ValueError("prefill: no token is unread; append the question's")
-        self.settle(model)
+        while self.advance(model):
+            pass
+        if len(self.unread) == LINE:  # a line's end is worth reading at once, what was settled included
+            self._go_back(model)
+        else:
+            self.settle(model)
         return self._read(model, self.unread[self.ahead :])[-1:]
 
     def hand_over(self) -> None:

@@ -169,27 +169,28 @@ def test_a_prompt_in_any_pieces_leaves_the_state_of_the_whole_bit_for_bit(cuts: 
 @pytest.mark.parametrize("draft", [False, True])
 def test_what_is_settled_early_is_taken_back_at_the_next_line_bit_for_bit(draft: bool) -> None:
     model, batch = talker.talker(talker.DRAFTS if draft else talker.PLAIN), small.sentence(2600)
-    whole, pieces = Prefix.new(model, draft), Prefix.new(model, draft)
-    whole.append(batch, model.embed(batch))
-    want = whole.finish(model)
-    ahead = []
-    for start, end in pairwise([0, 257, 900, 1024, 1025, 1700, 1960, 2600]):
+
+    def grown(prefix: Prefix, start: int, end: int) -> Prefix:
         part = Batch(tokens=batch.tokens[start:end], lengths=torch.tensor([end - start]))
-        pieces.append(part, model.embed(part))
-        pieces.settle(model)
+        prefix.append(part, model.embed(part))
+        return prefix
+
+    pieces, ahead = Prefix.new(model, draft), []
+    for start, end in pairwise([0, 257, 900, 1024, 1025, 1700, 1960, 2600]):
+        grown(pieces, start, end).settle(model)
         ahead.append((pieces.state.lengths[0], pieces.ahead))
-        asked, other = pieces.fork(), pieces.on_line()
-        assert other.state.lengths[0] == pieces.state.lengths[0] - pieces.ahead
-        asked.append(small.sentence(200, seed=9), model.embed(small.sentence(200, seed=9)))
-        asked.finish(model)
+        assert pieces.on_line().state.lengths[0] == pieces.state.lengths[0] - pieces.ahead
+        asked, whole = pieces.fork(), grown(Prefix.new(model, draft), 0, end)
+        assert torch.equal(asked.finish(model), whole.finish(model))
+        with pytest.raises(ValueError, match="no token is unread"):
+            asked.finish(model)
+        if draft:
+            assert asked.drafter and whole.drafter and asked.drafter.last is not None
+            assert torch.equal(asked.drafter.last, whole.drafter.last)
+            assert asked.drafter.state.lengths == whole.drafter.state.lengths
+        follow = small.sentence(1, seed=5)
+        assert torch.equal(model(follow, asked.state).logits, model(follow, whole.state).logits)
     assert ahead == [(256, 256), (768, 768), (768, 768), (1024, 0), (1536, 512), (1792, 768), (2560, 512)]
-    assert torch.equal(pieces.finish(model), want)
-    if draft:
-        assert pieces.drafter and whole.drafter and pieces.drafter.last is not None
-        assert torch.equal(pieces.drafter.last, want)
-        assert pieces.drafter.state.lengths == whole.drafter.state.lengths
-    follow = small.sentence(1, seed=5)
-    assert torch.equal(model(follow, pieces.state).logits, model(follow, whole.state).logits)
 
 
 @torch.no_grad()
@@ -217,7 +218,10 @@ def test_a_prompt_is_read_from_line_to_line_and_then_in_cells(monkeypatch: pytes
     assert rows == [1024, 1024, 252, 1, 1]
     rows.clear()
     model.generate(small.sentence(2048), 3)
-    assert rows == [1024, 256, 256, 256, 256, 1, 1]
+    assert rows == [1024, 1024, 1, 1]
+    rows.clear()
+    model.generate(small.sentence(2047), 3)
+    assert rows == [1024, 256, 256, 256, 255, 1, 1]
 
 
 def test_the_same_seed_writes_the_same_and_the_result_names_it() -> None:
