@@ -5,6 +5,7 @@ Every key is either used, known to change nothing, or refused by name; two alias
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,10 +22,11 @@ class Fields:
         """Whether the key is there and not null."""
         return self.values.get(name) is not None
 
-    def take(self, *names: str, default: Any = ...) -> Any:
+    def take(self, *names: str, default: Any = ..., kind: type | None = None) -> Any:
         """The value under any of the names; all that are given must agree.
 
-        A default makes it optional; null is absent.
+        A default makes it optional; null is absent. kind: what it must be, else what the default is, a whole number
+        where there is none; `object` takes anything.
         """
         self.used |= set(names)
         found = {name: self.values[name] for name in names if self.has(name)}
@@ -35,18 +37,23 @@ class Fields:
         first = next(iter(found.values()))
         if any(value != first for value in found.values()):
             raise ValueError(f"{self.where}: {found} disagree though they mean the same; keep one of them")
+        kind = kind or (int if default is ... else object if default is None else type(default))
+        least = 1 if default is ... else 0
+        if not _is(first, kind, least):
+            wanted = WORDS.get(kind, f"a whole number from {least} on")
+            raise ValueError(f"{self.where}: {next(iter(found))} is {first!r}, {wanted} was wanted")
         return first
 
     def expect(self, *names: str, value: Any, why: str) -> None:
         """A setting of which only one value is built."""
-        got = self.take(*names, default=value)
+        got = self.take(*names, default=value, kind=object)
         if got != value:
             raise ValueError(f"{self.where}: {' / '.join(names)} is {got!r}, only {value!r} is supported ({why})")
 
     def section(self, *names: str) -> Fields:
         """A section under any of the names, to be read key by key itself."""
         name = next((name for name in names if self.has(name)), names[0])
-        return Fields(self.take(*names), f"{self.where}: {name}")
+        return Fields(self.take(*names, kind=object), f"{self.where}: {name}")
 
     def done(self, inert: frozenset[str] = frozenset()) -> None:
         """Refuse what was neither read nor is known to change nothing."""
@@ -56,6 +63,24 @@ class Fields:
                 f"{self.where}: unknown {', '.join(left)}; remove them if they change nothing, or this version "
                 "of omni would compute something else than was trained"
             )
+
+
+WORDS: dict[type, str] = {
+    bool: "true or false",
+    float: "a finite number",
+    str: "a text",
+    list: "a list",
+    tuple: "a list",
+    Mapping: "a section with names and values",
+}
+
+
+def _is(value: Any, kind: type, least: int) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, list | tuple if kind in (list, tuple) else kind)
 
 
 # Written by libraries around a model; none changes what it computes.

@@ -54,8 +54,8 @@ def _read_omni(f: Fields) -> OmniConfig:
     text.done()
     vision_fields = f.section("vision_config")
     ratio = f.take("downsample_ratio", default=0.5)
-    shuffle = round(1 / ratio)
-    if abs(shuffle * ratio - 1) > 1e-6:
+    shuffle = round(1 / ratio) if ratio > 0 else 0
+    if not shuffle or abs(shuffle * ratio - 1) > 1e-6:
         raise ValueError(f"{f.where}: downsample_ratio {ratio} is not one over a whole number")
     patch = _one_of(f, vision_fields, "patch_size", 16)
     vision, tubelets, limits = read_vision(vision_fields, patch)
@@ -79,7 +79,7 @@ def _read_omni(f: Fields) -> OmniConfig:
     size = f.take("force_image_size", default=512)
     media = MediaConfig(
         image_token=f.take("img_context_token_id", "image_context_token_id", "image_token_id", default=18),
-        audio_token=f.take("sound_context_token_id", "audio_token_id", default=27 if audio else None),
+        audio_token=f.take("sound_context_token_id", "audio_token_id", default=27 if audio else None, kind=int),
         patch=patch,
         tile=0 if tubelets else size,
         max_tiles=f.take("max_num_tiles", "max_dynamic_patch", default=12),
@@ -88,11 +88,14 @@ def _read_omni(f: Fields) -> OmniConfig:
         max_patches=high,
         clip_patches=tubelets.get("video_target_num_patches", (size // patch) ** 2),
         clip_keeps_aspect=tubelets.get("video_maintain_aspect_ratio", bool(tubelets)),
-        mean=tuple(f.take("norm_mean", default=CLIP_MEAN)),
-        std=tuple(f.take("norm_std", default=CLIP_STD)),
+        mean=_three(f, "norm_mean", CLIP_MEAN),
+        std=_three(f, "norm_std", CLIP_STD),
         pruning=float(f.take("video_pruning_rate", default=0.0)),
         context=f.take("max_sequence_length", default=131072),
     )
+    version = f.take("ps_version", default="v2")
+    if version not in ("v1", "v2"):
+        raise ValueError(f"{f.where}: ps_version is {version!r}; known are 'v1' and 'v2'")
     f.expect("select_layer", value=-1, why="features are the tower's last")
     projector = ProjectorConfig(width=vision.width * shuffle**2, hidden=f.take("projector_hidden_size"))
     config = OmniConfig(
@@ -101,7 +104,7 @@ def _read_omni(f: Fields) -> OmniConfig:
         vision_projector=projector,
         vision_norm=mtp is not None,
         shuffle=shuffle,
-        shuffle_version=f.take("ps_version", default="v2"),
+        shuffle_version=version,
         audio=audio,
         audio_projector=audio_projector,
         mtp=mtp,
@@ -123,9 +126,17 @@ def _read_omni(f: Fields) -> OmniConfig:
     return config
 
 
+def _three(f: Fields, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    """A number for each of red, green and blue."""
+    numbers = tuple(f.take(name, default=default))
+    if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{f.where}: {name} is {numbers}, three numbers were wanted")
+    return tuple(map(float, numbers))
+
+
 def _one_of(f: Fields, section: Fields, name: str, default: Any) -> Any:
     """A setting that may stand in either place; both must agree."""
-    outer, inner = f.take(name, default=None), section.take(name, default=None)
+    outer, inner = (at.take(name, default=None, kind=type(default)) for at in (f, section))
     if None not in (outer, inner) and outer != inner:
         raise ValueError(f"{f.where}: {name} is {outer}, in {section.where} {inner}; make them agree")
     return outer or inner or default

@@ -67,16 +67,17 @@ def read_gpt_oss(f: Fields) -> BackboneConfig:
 
 def _read_layers(f: Fields, count: int) -> list[tuple[int | None, int]]:
     """Window and number of experts of each layer: the parent's windows alternate, a child says its own."""
-    children, types = f.take("block_configs", default=None), f.take("layer_types", default=None)
-    window, experts = f.take("sliding_window", default=None), f.take("num_local_experts", "num_experts", default=None)
+    children, types = (f.take(name, default=None, kind=list) for name in ("block_configs", "layer_types"))
+    window = f.take("sliding_window", default=None, kind=int)
+    experts = f.take("num_local_experts", "num_experts", default=None, kind=int)
     if children is None:
         types = types or [FULL if layer % 2 else SLIDING for layer in range(count)]
         children = [{"sliding_window": window if kind == SLIDING else None} for kind in types]
     layers: list[tuple[int | None, int]] = []
     for layer, child in enumerate(children):
         section = Fields(child, f"{f.where}: block_configs[{layer}]")
-        own = section.take("num_local_experts", default=experts)
-        layers.append((section.take("sliding_window", default=None), own))
+        own = section.take("num_local_experts", default=experts, kind=int)
+        layers.append((section.take("sliding_window", default=None, kind=int), own))
         section.done()
         if own is None:
             raise ValueError(f"{section.where}: num_local_experts is missing; add it to the config")

@@ -28,12 +28,12 @@ def read_llama(f: Fields) -> BackboneConfig:
         kv_heads=f.take("num_key_value_heads", default=heads),
         head_dim=f.take("head_dim", default=0) or width // heads,
         rope=read_rope(f),
-        window=f.take("sliding_window", default=None),
+        window=f.take("sliding_window", default=None, kind=int),
         bias=f.take("attention_bias", default=False),
     )
     bias = f.take("mlp_bias", default=False)
     hidden = f.take("intermediate_size", default=0)
-    children = f.take("block_configs", default=None)
+    children = f.take("block_configs", default=None, kind=list)
     blocks: list[BlockConfig] = []
     if children is None:
         if not hidden:
@@ -59,7 +59,7 @@ def read_llama(f: Fields) -> BackboneConfig:
 
 def _read_child_attention(f: Fields, parent: AttentionConfig) -> BlockConfig:
     none, linear = f.take("no_op", default=False), f.take("replace_with_linear", default=False)
-    group, window = f.take("n_heads_in_group", default=None), f.take("window_length", default=None)
+    group, window = f.take("n_heads_in_group", default=0), f.take("window_length", default=None, kind=int)
     for name in ("sparsify", "num_sink_tokens", "unshifted_sink", "use_prefill_window_in_sink_attention"):
         if f.take(name, default=None):
             raise ValueError(f"{f.where}: {name} is set, which is not supported; want it unset")
@@ -73,7 +73,7 @@ def _read_child_attention(f: Fields, parent: AttentionConfig) -> BlockConfig:
 
 def _read_child_mlp(f: Fields, width: int, bias: bool) -> BlockConfig:
     none, linear = f.take("no_op", default=False), f.take("replace_with_linear", default=False)
-    hidden, multiple = f.take("intermediate_size", default=None), f.take("ffn_mult", default=None)
+    hidden, multiple = f.take("intermediate_size", default=0), f.take("ffn_mult", default=0.0)
     if f.take("sparsify", default=None):
         raise ValueError(f"{f.where}: sparsify is set, which is not supported; want it unset")
     f.done(frozenset({"hidden_act", "gated", "moe"}))

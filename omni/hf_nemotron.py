@@ -38,8 +38,7 @@ def read_nemotron_h(f: Fields) -> tuple[BackboneConfig, MTPConfig | None]:
     f.expect("mamba_hidden_act", value="silu", why="the released activation")
     f.expect("mlp_hidden_act", "hidden_act", value="relu2", why="the released activation")
     limit = f.take("time_step_limit", "mamba_dt_limit", default=(0.0, math.inf))
-    low, high = (_infinity(edge) for edge in limit)
-    if (low, high) != (0.0, math.inf):
+    if [_infinity(edge) for edge in limit] != [0.0, math.inf]:
         raise ValueError(f"{f.where}: time_step_limit is {limit}, only (0, inf) is supported (as released)")
     depth = f.take("num_nextn_predict_layers", default=0)
     blocks = _read_blocks(f, "")
@@ -59,8 +58,9 @@ def read_nemotron_h(f: Fields) -> tuple[BackboneConfig, MTPConfig | None]:
     return backbone, MTPConfig(blocks=ahead, depth=depth) if depth else None
 
 
-def _infinity(edge: Any) -> float:
-    return float(edge["__float__"]) if isinstance(edge, Mapping) else float(edge)
+def _infinity(edge: Any) -> Any:
+    written = edge.get("__float__") if isinstance(edge, Mapping) else edge
+    return math.inf if str(written).lower() in ("inf", "infinity") else written
 
 
 LAYERS = ("layers_block_type", "hybrid_override_pattern", "block_configs")
@@ -69,12 +69,12 @@ LAYERS = ("layers_block_type", "hybrid_override_pattern", "block_configs")
 def _read_blocks(f: Fields, prefix: str, default: str | None = None) -> tuple[BlockConfig, ...]:
     """One config a layer, of the backbone ("") or of multi-token prediction ("mtp_")."""
     names = [prefix + name for name in LAYERS]
-    own, children = f.take(f"omni_{prefix}blocks", default=None), f.take(names[2], default=None) or []
-    if own is not None:
+    own, children = (f.take(name, default=[], kind=list) for name in (f"omni_{prefix}blocks", names[2]))
+    if own:
         f.used |= set(names)
         return tuple(_block_from_dict(block, f.where) for block in own)
     sections = [Fields(child, f"{f.where}: {names[2]}[{layer}]") for layer, child in enumerate(children)]
-    pattern = _read_pattern(f, names, [section.take("block_type") for section in sections], default)
+    pattern = _read_pattern(f, names, [section.take("block_type", kind=str) for section in sections], default)
     if sections:
         return tuple(_read_child(f, section, kind) for section, kind in zip(sections, pattern, strict=True))
     made = {kind: READERS[kind](f) for kind in dict.fromkeys(pattern)}
@@ -83,10 +83,10 @@ def _read_blocks(f: Fields, prefix: str, default: str | None = None) -> tuple[Bl
 
 def _read_pattern(f: Fields, names: list[str], kinds: list[Any], default: str | None) -> str:
     """Layers as a list of kinds, as a pattern, or as Puzzle's sections: all that are given must agree."""
-    listed, written = f.take(names[0], default=None), f.take(names[1], default=None)
+    listed, written = f.take(names[0], default=[], kind=list), f.take(names[1], default="")
     patterns: dict[str, str] = {}
-    for name, words in ((names[0], listed or []), (names[2], kinds)):
-        unknown = [word for word in words if word not in KINDS]
+    for name, words in ((names[0], listed), (names[2], kinds)):
+        unknown = [word for word in words if not isinstance(word, str) or word not in KINDS]
         if unknown:
             raise ValueError(f"{f.where}: {name} holds {unknown}; known are {sorted(KINDS)}")
         if words:
@@ -142,8 +142,8 @@ def _read_attention(f: Fields) -> AttentionConfig:
     return AttentionConfig(
         heads=heads,
         kv_heads=f.take("num_key_value_heads", default=heads),
-        head_dim=f.take("head_dim", "attention_head_dim", default=0) or f.values["hidden_size"] // heads,
-        window=f.take("sliding_window", default=None),
+        head_dim=f.take("head_dim", "attention_head_dim", default=0) or f.take("hidden_size") // heads,
+        window=f.take("sliding_window", default=None, kind=int),
         bias=f.take("attention_bias", default=False),
     )
 
@@ -159,7 +159,7 @@ def _read_moe(f: Fields) -> MoEConfig:
         top_k=f.take("num_experts_per_tok"),
         hidden=f.take("moe_intermediate_size"),
         shared=shared,
-        latent=f.take("moe_latent_size", default=None),
+        latent=f.take("moe_latent_size", default=None, kind=int),
         scale=float(f.take("routed_scaling_factor", default=1.0)),
         router=f.take("omni_router", default="sigmoid"),
         normalize=f.take("norm_topk_prob", default=True),
@@ -183,7 +183,7 @@ def _block_from_dict(values: Any, where: str) -> BlockConfig:
     kinds = {
         kind.__name__: kind for kind in (MambaConfig, AttentionConfig, MLPConfig, MoEConfig, LinearConfig, NoOpConfig)
     }
-    settings = dict(values)
+    settings = dict(Fields(values, f"{where}: omni_blocks").values)
     name = settings.pop("kind", None)
     if name not in kinds:
         raise ValueError(f"{where}: omni_blocks holds a layer of kind {name!r}; known are {sorted(kinds)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from omni.attention import RopeConfig
@@ -14,9 +15,9 @@ def read_rope(f: Fields, theta: float = 10000.0) -> RopeConfig:
 
     Raises ValueError for a kind of scaling that is not built.
     """
-    scaling = dict(f.take("rope_scaling", default=None) or {}) | dict(f.take("rope_parameters", default=None) or {})
-    rope = Fields(scaling, f"{f.where}: rope_scaling")
-    theta = float(f.take("rope_theta", default=None) or rope.take("rope_theta", default=theta))
+    given = [f.take(name, default={}, kind=Mapping) for name in ("rope_scaling", "rope_parameters")]
+    rope = Fields({**given[0], **given[1]}, f"{f.where}: rope_scaling")
+    theta = float(f.take("rope_theta", default=0.0) or rope.take("rope_theta", default=theta))
     rope.used.add("rope_theta")
     kind = rope.take("rope_type", "type", default="default")
     match kind:
@@ -25,18 +26,18 @@ def read_rope(f: Fields, theta: float = 10000.0) -> RopeConfig:
         case "llama3":
             made = RopeConfig(
                 theta=theta,
-                factor=float(rope.take("factor")),
-                low=float(rope.take("low_freq_factor")),
-                high=float(rope.take("high_freq_factor")),
-                original=int(rope.take("original_max_position_embeddings")),
+                factor=float(rope.take("factor", kind=float)),
+                low=float(rope.take("low_freq_factor", kind=float)),
+                high=float(rope.take("high_freq_factor", kind=float)),
+                original=rope.take("original_max_position_embeddings"),
             )
         case "yarn":
             made = RopeConfig(
                 theta=theta,
-                factor=float(rope.take("factor")),
+                factor=float(rope.take("factor", kind=float)),
                 low=float(rope.take("beta_slow", default=1.0)),
                 high=float(rope.take("beta_fast", default=32.0)),
-                original=int(rope.take("original_max_position_embeddings")),
+                original=rope.take("original_max_position_embeddings"),
                 yarn=True,
             )
             if rope.take("truncate", default=True):

@@ -37,12 +37,17 @@ def read_text(fields: Fields) -> tuple[BackboneConfig, MTPConfig | None, Keys]:
 
 def read_ids(fields: Fields) -> tuple[int | None, tuple[int, ...], int | None]:
     """The ids of the beginning, the ends, and padding."""
-    eos = fields.take("eos_token_id", default=2)
-    return (
-        fields.take("bos_token_id", default=None),
-        tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
-        fields.take("pad_token_id", default=None),
+    bos, eos, pad = (
+        fields.take(f"{name}_token_id", default=default, kind=object)
+        for name, default in (("bos", None), ("eos", 2), ("pad", None))
     )
+    ends = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    if not all(isinstance(one, int) for one in (bos or 0, *ends, pad or 0)):
+        raise ValueError(
+            f"{fields.where}: bos_token_id {bos!r}, eos_token_id {eos!r}, pad_token_id {pad!r}; ids were wanted, of the "
+            "end also a list"
+        )
+    return bos, ends, pad
 
 
 def write_text(c: OmniConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A teacher's training recipe fills the rest of C-RADIO's `args`; what says the to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from encoders.audio import AudioConfig
@@ -27,7 +28,7 @@ VIT_SIZES = {  # timm's names: width, depth, heads
 def _read_timm(f: Fields) -> tuple[TimmConfig, dict[str, Any], tuple[int, int]]:
     """A timm ViT by name, as transformers' wrapper has it."""
     limits = (f.take("min_num_patches", default=1024), f.take("max_num_patches", default=13312))
-    tower = TimmConfig(name=f.take("architecture"))
+    tower = TimmConfig(name=f.take("architecture", kind=str))
     clips = _read_clips(f)
     f.done(
         frozenset(["num_classes", "do_pooling", "global_pool", "initializer_range", "num_features", "pretrained_cfg"])
@@ -37,8 +38,9 @@ def _read_timm(f: Fields) -> tuple[TimmConfig, dict[str, Any], tuple[int, int]]:
 
 def _read_clips(f: Fields) -> dict[str, Any]:
     """Video settings: empty for V2 VL, which tiles its images."""
-    names = ("video_target_num_patches", "video_maintain_aspect_ratio")
-    return {name: value for name in names if (value := f.take(name, default=None)) is not None}
+    kinds = {"video_target_num_patches": int, "video_maintain_aspect_ratio": bool}
+    given = {name: f.take(name, default=None, kind=kind) for name, kind in kinds.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_vision(f: Fields, patch: int) -> tuple[VisionConfig | TimmConfig, dict[str, Any], tuple[int, int]]:
@@ -47,15 +49,15 @@ def read_vision(f: Fields, patch: int) -> tuple[VisionConfig | TimmConfig, dict[
 
 
 def _read_radio(f: Fields, patch: int) -> tuple[VisionConfig, dict[str, Any], tuple[int, int]]:
-    args = Fields(f.take("args", default={}) or {}, f"{f.where}: args")
-    named = str(args.take("model", default="vit_huge_patch16_224"))
+    args = Fields(f.take("args", default={}, kind=Mapping), f"{f.where}: args")
+    named = args.take("model", default="vit_huge_patch16_224")
     size = next((size for key, size in VIT_SIZES.items() if f"vit_{key}" in named), None)
     if size is None:
         raise ValueError(f"{f.where}: model {named!r}; known are the ViT sizes {sorted(VIT_SIZES)}")
     width = f.take("hidden_size", "embed_dim", default=size[0])
     ratio = f.take("mlp_ratio", default=4.0)
-    max_size = args.take("cpe_max_size", default=None) or f.take("max_img_size", "max_resolution", default=2048)
-    f.take("max_img_size", "max_resolution", default=None)
+    max_size = args.take("cpe_max_size", default=0) or f.take("max_img_size", "max_resolution", default=2048)
+    f.used |= {"max_img_size", "max_resolution"}
     tubelets = _read_clips(f)
     frames = f.take("video_temporal_patch_size", default=1)
     separate = f.take("separate_video_embedder", default=frames > 1)
@@ -63,8 +65,8 @@ def _read_radio(f: Fields, patch: int) -> tuple[VisionConfig, dict[str, Any], tu
         raise ValueError(f"{f.where}: separate_video_embedder is false with tubelets; only separate ones are released")
     if frames > 1:
         tubelets.setdefault("video_target_num_patches", 1024)
-    low = args.take("min_num_patches", default=None) or f.take("min_num_patches", default=1024)
-    high = args.take("max_num_patches", default=None) or f.take("max_num_patches", default=13312)
+    low = args.take("min_num_patches", default=0) or f.take("min_num_patches", default=1024)
+    high = args.take("max_num_patches", default=0) or f.take("max_num_patches", default=13312)
     f.used |= {"min_num_patches", "max_num_patches"}
     for name, value in {"use_swiglu_ffn": False, "qkv_bias": True, "hidden_act": "gelu", "num_channels": 3}.items():
         f.expect(name, value=value, why="as released")
@@ -97,11 +99,12 @@ def _read_prefix(f: Fields, args: Fields) -> int:
     if f.has("num_cls_tokens") or f.has("num_registers"):
         return f.take("num_cls_tokens", default=3) + f.take("num_registers", default=7)
     f.used |= {"num_cls_tokens", "num_registers"}
-    multiple = args.take("register_multiple", default=None)
-    if multiple is None:
+    multiple = args.take("register_multiple", default=0)
+    if not multiple:
         return 10
     teachers = args.take("teachers", default=[])
-    names = {t.get("name", i): None for i, t in enumerate(teachers) if t.get("use_summary", True)}
+    sections = [Fields(teacher, f"{args.where}: teachers[{i}]").values for i, teacher in enumerate(teachers)]
+    names = {str(t.get("name", i)): None for i, t in enumerate(sections) if t.get("use_summary", True)}
     classes = max(1, len(names)) if args.take("cls_token_per_teacher", default=True) else 1
     return classes + multiple - classes % multiple
 

@@ -87,7 +87,7 @@ class MoEConfig:
                 f"{self.shared}; "
                 "want 1 <= top_k <= experts and positive sizes"
             )
-        if self.experts % self.groups or not 1 <= self.top_groups <= self.groups:
+        if not 1 <= self.top_groups <= self.groups or self.experts % self.groups:
             raise ValueError(
                 f"MoEConfig: {self.experts} experts in {self.groups} groups, {self.top_groups} chosen; "
                 "groups must divide experts and hold top_groups"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -385,6 +387,11 @@ def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
         (released.nano_3(residual_in_fp32=True), "residual_in_fp32"),
         (released.nano_3(omni_blocks=[{"kind": "What"}]), "kind 'What'"),
         (released.nano_3(omni_blocks=[{"kind": "MLPConfig", "size": 3}]), "MLPConfig"),
+        (released.nano_3(hidden_size="wide"), "config.json: hidden_size is 'wide', a whole number from 1 on was wanted"),
+        (released.omni(norm_mean=0.5), "config.json: norm_mean is 0.5, a list was wanted"),
+        (released.omni(norm_mean=[0.5]), r"norm_mean is \(0.5,\), three numbers were wanted"),
+        (released.omni(downsample_ratio=0), "downsample_ratio 0 is not one over"),
+        (released.nano_3(eos_token_id="</s>"), "eos_token_id '</s>', pad_token_id 0; ids were wanted"),
         (released.omni(vit_hidden_size=640), "vit_hidden_size is 640"),
         (released.omni(downsample_ratio=0.3), "downsample_ratio 0.3"),
         (released.omni(video_temporal_patch_size=4), "video_temporal_patch_size is 4"),
@@ -415,6 +422,37 @@ def test_a_hybrid_child_whose_layers_differ_reads_back_the_same() -> None:
 def test_what_is_not_understood_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_hf(values)
+
+
+def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value of a config, those of a list's first alone."""
+    for key in values if isinstance(values, dict) else range(min(1, len(values))) if isinstance(values, list) else ():
+        yield (*path, key)
+        yield from places(values[key], (*path, key))
+
+
+WRONG = ("text", -3, 0, 1.5, [None], {"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [released.omni(), released.v2_vl(), released.nano_2(), puzzle(), llama(), gpt_oss(), gpt_oss_child()],
+    ids=["Omni", "V2 VL", "Nano 2", "hybrid child", "Llama child", "gpt-oss", "gpt-oss child"],
+)
+def test_whatever_stands_in_a_config_it_is_read_or_refused_by_name(values: dict[str, Any]) -> None:
+    refused = 0
+    for *path, key in places(values):
+        for wrong in WRONG:
+            changed = at = deepcopy(values)
+            for step in path:
+                at = at[step]
+            at[key] = wrong
+            try:
+                from_hf(changed)
+            except ValueError as error:
+                refused += 1
+                assert str(error)
+    assert refused > 2 * len(list(places(values)))
 
 
 def test_configs_that_do_not_fit_together_are_refused() -> None:
