@@ -124,8 +124,8 @@ def work(config: OmniConfig) -> float:
 def ours(
     model: OmniModel, prompt: int, new: int, repeats: int
 ) -> tuple[list[float], list[float], Callable[[], Profile]]:
-    """Seconds of reading a prompt as an answer does (`omni.prefill`) and scoring its end, of writing `new` tokens one by
-    one after it, and how to see where the latter's time goes. The heap is as `omni.load` leaves it.
+    """Seconds of reading a prompt as answers do (`omni.prefill`) and scoring its end, of writing `new` tokens singly
+    after it, and how to see where the latter's time goes. The heap is as `omni.load` leaves it.
     """
     keep_freed()
     vocabulary = model.config.backbone.vocabulary

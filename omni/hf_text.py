@@ -44,8 +44,8 @@ def read_ids(fields: Fields) -> tuple[int | None, tuple[int, ...], int | None]:
     ends = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
     if not all(isinstance(one, int) for one in (bos or 0, *ends, pad or 0)):
         raise ValueError(
-            f"{fields.where}: bos_token_id {bos!r}, eos_token_id {eos!r}, pad_token_id {pad!r}; ids were wanted, of the "
-            "end also a list"
+            f"{fields.where}: bos_token_id {bos!r}, eos_token_id {eos!r}, pad_token_id {pad!r}; ids were "
+            "wanted, of the end also a list"
         )
     return bos, ends, pad
 

@@ -185,7 +185,10 @@ def test_what_is_settled_early_is_taken_back_at_the_next_line_bit_for_bit(draft:
         with pytest.raises(ValueError, match="no token is unread"):
             asked.finish(model)
         if draft:
-            assert asked.drafter and whole.drafter and asked.drafter.last is not None
+            assert asked.drafter
+            assert whole.drafter
+            assert asked.drafter.last is not None
+            assert whole.drafter.last is not None
             assert torch.equal(asked.drafter.last, whole.drafter.last)
             assert asked.drafter.state.lengths == whole.drafter.state.lengths
         follow = small.sentence(1, seed=5)
