@@ -19,11 +19,11 @@ from torch import Tensor
 from omni import kv_format, sealed
 from omni.kv_format import KVFormat
 from omni.language import LanguageModel
-from omni.prefill import CELL, Prefix
+from omni.prefill import CELL, Line, Prefix
 from omni.seen import Seen
 from omni.speculate import Drafter
 from omni.splice import Features
-from omni.state import KVState, MambaState, State
+from omni.state import KVState, MambaState, Snapshot, State
 from processors.batch import Batch
 from processors.given import Given, key_of
 
@@ -156,15 +156,22 @@ class Memory:
     def file_bytes(self, kv: str = "exact") -> int:
         """What its file weighs, from the model's sizes alone: right within 2 % from about a megabyte on.
 
-        Keys and values up to the grid's last line, the constant state, and the embeddings behind it (at most 1024).
+        Keys and values of the tokens read, the constant state, that of the grid's last line where more is read, and the
+        embeddings behind it (at most 1024).
         """
-        backbone, prefix, form = self.model.config.backbone, self._prefix.on_line(), kv_format.check(kv)
+        backbone, prefix, form = self.model.config.backbone, self._prefix, kv_format.check(kv)
         each = kv_format.BYTES.get(form, prefix.unread.element_size())
         held = (layer.lengths[0] for layer in prefix.state.layers if isinstance(layer, KVState))
         read, waiting = next(held, 0), prefix.unread.numel()
         drafter = prefix.drafter.state.nbytes * each // prefix.unread.element_size() if prefix.drafter else 0
         wide = prefix.unread.element_size() if form == "exact" else 2
-        return read * backbone.kv_size * each + 4 * backbone.constant_size + waiting * wide + drafter
+        constant = 4 * backbone.constant_size * (2 if prefix.ahead and self._line else 1)
+        return read * backbone.kv_size * each + constant + waiting * wide + drafter
+
+    @property
+    def _line(self) -> int:
+        """Tokens before the grid's last line."""
+        return len(self._prefix.tokens) - len(self._prefix.unread)
 
     def save(self, path: str | Path, kv: str = "exact") -> None:
         """Write it to a file, whole or not at all.
@@ -172,7 +179,7 @@ class Memory:
         kv: "exact" keeps keys and values as they are; "bfloat16", "float8" and "int8" keep fewer bits (and the last
         embeddings in bfloat16), and `kv_error` of what is loaded says what that cost.
         """
-        prefix, form = self._prefix.on_line(), kv_format.check(kv)
+        prefix, form = self._prefix, kv_format.check(kv)
         tensors, kv_error = _store(prefix.state, "backbone", form)
         unread = prefix.unread if form == "exact" else prefix.unread.bfloat16()
         tensors |= {"tokens": _squeezed(prefix.tokens), "unread": unread}
@@ -180,6 +187,8 @@ class Memory:
             tensors |= _store(prefix.drafter.state, "drafter", form)[0]
             if prefix.drafter.last is not None:
                 tensors["drafter.last"] = prefix.drafter.last
+        if prefix.ahead and self._line:
+            tensors |= _store_line(prefix.line)
         seen = prefix.seen.with_looks(int(LOOKS_SHARE * sum(tensor.nbytes for tensor in tensors.values())))
         header = {
             "version": VERSION,
@@ -187,6 +196,7 @@ class Memory:
             "model": self.model.identity.fingerprint,
             "kv": form,
             "kv_error": max(kv_error, self.kv_error),
+            "ahead": prefix.ahead,
             "seen": seen.to_dict(),
         }
         sealed.write(path, KIND, header, tensors)
@@ -209,19 +219,25 @@ class Memory:
                 f"memory: {path} was made with another model ({header['model'][:12]}, this one is {ours[:12]}); "
                 "load that model, or ingest the files again"
             )
-        drafter = None
+        tokens, unread, ahead = _unsqueezed(tensors["tokens"]), _like(tensors["unread"], model), header["ahead"]
+        line = len(tokens) - len(unread)
+        state, at_line = _restored(model.new_state(), "backbone", tensors, line, ahead)
+        drafter = drafter_at_line = None
         if any(name.startswith("drafter.") for name in tensors):
             drafter = Drafter.new(model)
-            _restore(drafter.state, "drafter", tensors)
-            last = tensors.get("drafter.last")
-            drafter.last = last if last is None else _like(last, model)
-        state, tokens, unread = model.new_state(), _unsqueezed(tensors["tokens"]), _like(tensors["unread"], model)
-        _restore(state, "backbone", tensors)
-        state.advance([len(tokens) - len(unread)])
+            _, mark = _restored(drafter.state, "drafter", tensors, line - 1, ahead)
+            drafter.last, before = (
+                None if last is None else _like(last, model)
+                for last in (tensors.get("drafter.last"), tensors.get("line.drafter.last"))
+            )
+            drafter_at_line = mark, before
         seen = Seen.from_dict(header["seen"])
         if header["kv"] != "exact":
             seen = replace(seen, stored={"kv": header["kv"], "kv_error": header["kv_error"]})
-        return cls(model, Prefix(state, tokens, unread, drafter, seen), header["kv_error"])
+        prefix = Prefix(state, tokens, unread, drafter, seen)
+        if ahead:
+            prefix.line, prefix.ahead = Line(at_line, drafter_at_line), ahead
+        return cls(model, prefix, header["kv_error"])
 
 
 def _like(x: Tensor, model: LanguageModel) -> Tensor:
@@ -255,15 +271,48 @@ def _store(state: State, name: str, kv: KVFormat) -> tuple[dict[str, Tensor], fl
     return tensors, (wrong / all_squares) ** 0.5 if all_squares else 0.0
 
 
-def _restore(state: State, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Fill an empty state of one sequence with stored tensors; buffers are the file's own where nothing changes."""
-    for i, layer in enumerate(state.layers):
+def _store_line(line: Line) -> dict[str, Tensor]:
+    """What a state cannot be shortened to: the constants as they were at the line."""
+    marks, tensors = {"line.backbone": line.state}, dict[str, Tensor]()
+    if line.drafter is not None:
+        marks["line.drafter"], last = line.drafter
+        tensors |= {} if last is None else {"line.drafter.last": last}
+    for name, mark in marks.items():
+        for i, layer in enumerate(mark.layers):
+            if isinstance(layer, tuple):
+                tensors |= {f"{name}.{i}.history": layer[0], f"{name}.{i}.ssm": layer[1]}
+    return tensors
+
+
+def _restored(state: State, name: str, tensors: Mapping[str, Tensor], line: int, ahead: int) -> tuple[State, Snapshot]:
+    """An empty state of one sequence filled with stored tensors, and how it was at the line, `ahead` tokens before.
+
+    Buffers are the file's own where nothing changes.
+    """
+    mark = state.snapshot()
+    layers: list[object] = []
+    for i, (layer, fresh) in enumerate(zip(state.layers, mark.layers, strict=True)):
+        at_line: object = None
         if isinstance(layer, MambaState):
-            history, ssm = (tensors[f"{name}.{i}.{part}"] for part in ("history", "ssm"))
-            layer.restore((history.to(layer.history), ssm.to(layer.ssm)))
+            stems = [f"{name}.{i}", f"line.{name}.{i}"]
+            now, then = (
+                (tensors[f"{stem}.history"].to(layer.history), tensors[f"{stem}.ssm"].to(layer.ssm))
+                if f"{stem}.ssm" in tensors
+                else None
+                for stem in stems
+            )
+            assert now
+            layer.restore(now)
+            at_line = then or fresh  # before the first token
         if isinstance(layer, KVState):
             for part, buffers in (("keys", layer.keys), ("values", layer.values)):
                 stem = f"{name}.{i}.{part}."
                 stored = {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
                 buffers[0] = kv_format.unpack(stored, buffers[0].dtype).to(buffers[0].device)
             layer.lengths = [layer.keys[0].shape[1]]
+            at_line = [max(0, layer.lengths[0] - ahead)]
+        layers.append(at_line)
+    state.advance([max(0, line + ahead)])
+    snapshot = Snapshot((max(0, line),), tuple(layers))
+    state.adopt(snapshot)
+    return state, snapshot

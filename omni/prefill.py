@@ -126,15 +126,6 @@ class Prefix:
         fork.line, fork.ahead = self.line, self.ahead
         return fork
 
-    def on_line(self) -> Prefix:
-        """As it stood at the last line, sharing the buffers of keys and values: to be looked at, not to be read on."""
-        drafter = None
-        if self.drafter is not None and self.line.drafter is not None:
-            mark, last = self.line.drafter
-            drafter = Drafter(self.drafter.state.seen_from(mark), last)
-        state = self.state.seen_from(self.line.state)
-        return Prefix(state, self.tokens, self.unread, drafter, self.seen, self.spent)
-
     @contextmanager
     def all_or_nothing(self, model: LanguageModel) -> Iterator[Prefix]:
         """Undo what is appended and read inside where anything is raised, Ctrl-C included; cells are read again."""

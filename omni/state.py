@@ -234,6 +234,10 @@ class State:
         self.marks.add(mark)
         return mark
 
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Let this state be rolled back to a snapshot that was stored with it."""
+        self.marks.add(snapshot)
+
     def restore(self, snapshot: Snapshot) -> None:
         """Roll every sequence back to the snapshot.
 
@@ -314,16 +318,6 @@ class State:
         fork = self.select(range(len(self)))
         fork.marks.update(self.marks)
         return fork
-
-    def seen_from(self, snapshot: Snapshot) -> State:
-        """As it was then, sharing the buffers of keys and values: to be looked at, not to be read on.
-
-        Raises ValueError as `restore` does.
-        """
-        view = self.take(range(len(self)))
-        view.marks.update(self.marks)
-        view.restore(snapshot)
-        return view
 
     def split(self) -> list[State]:
         """Each sequence as a state of its own."""
