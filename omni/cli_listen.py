@@ -37,7 +37,7 @@ def listen(
     partial: Annotated[float, typer.Option(help="seconds after which an open line is shown as it stands; 0: not")] = 0,
     chunk: Annotated[float, typer.Option(help="seconds heard together; less is sooner, and worse")] = 4.0,
     ahead: Annotated[int | None, typer.Option(help="tokens of look-ahead a layer, at most as trained")] = None,
-    keep: Annotated[float | None, typer.Option(help="minutes of sound kept word for word; none: all")] = None,
+    keep: Annotated[float | None, typer.Option(help="minutes of sound kept word for word, at least; none: all")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="what was heard, to be asked later")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object a line")] = False,
 ) -> None:

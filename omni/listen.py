@@ -75,8 +75,8 @@ class Line:
 
 class Listener:
     """Hears one sound. window: what the encoder hears (None: as `ear.window`). levels: by what mels are normalised.
-    transcript: None for none. keep: seconds of sound whose keys and values stay (None: all). settings: of
-    `processor.ingest`.
+    transcript: None for none. keep: seconds of sound whose keys and values stay at least, and up to 82 more, a line of
+    the grid (`omni.prefill`), with what of it is not a cell yet (None: all). settings: of `processor.ingest`.
 
     Raises ValueError for a model that hears nothing, and for `keep` where attention knows positions.
     """
