@@ -95,8 +95,12 @@ def launch(model: str = "tiny", port: int | None = None, share: bool = False, *,
     ends = wait and threading.current_thread() is threading.main_thread()  # others are sent no signals
     before = signal.signal(signal.SIGTERM, _end) if ends else None
     try:
-        app = build(_desk(model))
-        serve(app, port, share, wait)
+        desk = _desk(model)
+        try:
+            serve(app := build(desk), port, share, wait)
+        finally:
+            if wait:
+                desk.close()
     finally:
         if wait:
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,12 +7,13 @@ a user has read stays in that user's memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Event, Thread
+from time import monotonic
 from typing import Any
 
 from omni.answer import Piece, Result, Settings
@@ -25,6 +26,8 @@ from processors.batch import Batch
 from processors.chat import Conversation
 
 WRITERS = 16  # answers that may be written side by side; others wait
+PATIENCE = 30.0  # seconds that closing waits for the pieces which are worked on
+CLOSED = "demo: it is being closed"
 
 
 class Turn:
@@ -65,8 +68,30 @@ class Desk:
         self.turn = Turn()
         self._engine = Engine(model, limit=WRITERS)
         self._numbers, self._waiting = count(), dict[int, Waiting]()
-        self._work = Event()
-        Thread(target=self._write, name="answers", daemon=True).start()
+        self._work, self._closed = Event(), Event()
+        self._threads = set[Thread]()
+        self._start(self._write)
+
+    def _start(self, work: Callable[..., None], *given: Any) -> None:
+        def run() -> None:
+            try:
+                work(*given)
+            finally:
+                self._threads.discard(thread)
+
+        thread = Thread(target=run, daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def close(self) -> None:
+        """Begin no further piece, tell all who wait, and return when nothing is worked on: a process that ends in the
+        middle of a piece is aborted. What takes longer than `PATIENCE` is left.
+        """
+        self._closed.set()
+        self._work.set()
+        end = monotonic() + PATIENCE
+        for thread in list(self._threads):
+            thread.join(max(0.0, end - monotonic()))
 
     @property
     def title(self) -> str:
@@ -83,9 +108,12 @@ class Desk:
     ) -> Generator[Piece | Result, None, None]:
         """Write an answer: its pieces as they come, its result in the end. Left early, it is not written on.
 
-        memory: what was read before; it stays as it is. Raises ValueError for settings that do not fit.
+        memory: what was read before; it stays as it is. Raises ValueError for settings that do not fit, and once the
+        desk is closed.
         """
         with self.turn:
+            if self._closed.is_set():
+                raise ValueError(CLOSED)
             number = next(self._numbers)
             prefix = memory.prefix() if memory else None
             waiting = Waiting(self._engine.submit(batch, settings, prefix=prefix, sequence=number))
@@ -109,9 +137,12 @@ class Desk:
                 self._engine.cancel(waiting.request)
 
     def _write(self) -> None:
-        """Write for all who wait, a round at a time, for ever."""
+        """Write for all who wait, a round at a time, until the desk is closed."""
         while self._work.wait():
             with self.turn:
+                if self._closed.is_set():
+                    self._give_up(ValueError(CLOSED))
+                    return
                 if not self._engine.busy:
                     self._work.clear()
                     continue
@@ -147,7 +178,7 @@ class Desk:
         """
         told: SimpleQueue[Progress | Memory | Exception] = SimpleQueue()
         left = Event()
-        Thread(target=self._read, args=(told, left, messages, memory, settings), daemon=True).start()
+        self._start(self._read, told, left, messages, memory, settings)
         try:
             while True:
                 now = told.get()
@@ -170,11 +201,17 @@ class Desk:
         def report(progress: Progress) -> None:
             told.put(progress)
             self.turn.pass_on()
+            go_on()
+
+        def go_on() -> None:
             if left.is_set():
                 raise InterruptedError("nobody waits for this any more")
+            if self._closed.is_set():
+                raise ValueError(CLOSED)
 
         try:
             with self.turn:
+                go_on()
                 own = memory.fork() if memory else None
                 told.put(read_long(self.model, self.processor, messages, memory=own, progress=report, **settings))
         except Exception as error:  # told to the one who waits for it

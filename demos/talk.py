@@ -49,7 +49,7 @@ class Told:
 @dataclass(slots=True)
 class Talk:
     """memory: the files read, and the turns before the last of them. turns: messages behind it. stopped: by the user,
-    looked at after each piece.
+    looked at after each piece. busy: while an answer is made.
     """
 
     memory: Memory | None = None
@@ -57,6 +57,7 @@ class Talk:
     plans: tuple[Plan, ...] = ()
     thinks: bool | None = None  # as the files were read
     stopped: bool = False
+    busy: bool = False
 
     def say(
         self, desk: Desk, question: str, parts: Sequence[Mapping[str, Any]], wish: Wish, **reading: Any
@@ -64,11 +65,22 @@ class Talk:
         """Ask, about further files too: how far reading is, the answer's pieces, then all of it.
 
         parts: of a message, each a file. reading: settings of `Desk.read`. A talk that fails or is left is as it was
-        before, but for files that were read whole. Raises ValueError for what cannot be read or does not fit.
+        before, but for files that were read whole. Raises ValueError for what cannot be read or does not fit, and while
+        another answer is made.
         """
         if not question.strip():
             raise ValueError("The question is empty. What would you like to know?")
-        self.stopped = False
+        if self.busy:  # each would forget the other's turn
+            raise ValueError("An answer is still being written here. Wait for its end, or stop it.")
+        self.busy, self.stopped = True, False
+        try:
+            yield from self._said(desk, question, parts, wish, reading)
+        finally:
+            self.busy = False
+
+    def _said(
+        self, desk: Desk, question: str, parts: Sequence[Mapping[str, Any]], wish: Wish, reading: Mapping[str, Any]
+    ) -> Iterator[Progress | Piece | Told]:
         if parts:
             with closing(self.read(desk, parts, think=wish.budget > 0, **reading)) as pieces:
                 for progress in pieces:

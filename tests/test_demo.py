@@ -102,6 +102,39 @@ def test_an_answer_is_written_while_another_visitors_video_is_read(desk: Desk, u
     assert rest[-1].memory.tokens > 0
 
 
+def test_a_talk_makes_one_answer_at_a_time(desk: Desk) -> None:
+    talk = Talk()
+    writing = talk.say(desk, "First?", [], Wish(most=16))
+    next(writing)
+    with pytest.raises(ValueError, match="still being written here"):
+        told(desk, talk, "Second?")
+    *_, first = writing
+    assert [turn["role"] for turn in talk.turns] == ["user", "assistant"]
+    left = talk.say(desk, "Third?", [], Wish(most=16))
+    next(left)
+    left.close()  # the visitor is gone
+    assert isinstance(first, Told)
+    assert told(desk, talk, "Fourth?").result.tokens
+
+
+def test_a_desk_that_is_closed_tells_all_who_wait_and_works_no_more(uploads: Path) -> None:
+    desk = Desk(MODEL, OmniProcessor.of(MODEL.config, TOKENIZER, LIMITS), "small")
+    part = {"type": "video", "path": uploaded(uploads / "clip.mp4"), "fps": 1.0}
+    reading = desk.read([{"role": "user", "content": [part]}], segment=2)
+    next(reading)
+    writing = Talk().say(desk, "What?", [], Wish(most=10_000))
+    next(writing)
+    working = list(desk._threads)
+    desk.close()
+    assert len(working) >= 1
+    assert not any(thread.is_alive() for thread in working)
+    for left in (writing, reading):
+        with pytest.raises(ValueError, match="being closed"):
+            list(left)
+    with pytest.raises(ValueError, match="being closed"):
+        told(desk, Talk(), "And now?")
+
+
 def test_a_talk_goes_on_from_its_files_and_its_turns(desk: Desk, uploads: Path) -> None:
     talk = Talk()
     first = told(desk, talk, "What?", uploads / "red.png")
