@@ -252,10 +252,15 @@ def test_a_task_knows_its_options_and_its_prompts_fields(tmp_path: Path) -> None
         TASKS["needles"].spec({"options": {"depth": 1}})
     with pytest.raises(ValueError, match=r"options.words is 'long'; want a value such as 1000"):
         TASKS["needles"].spec({"options": {"words": "long"}})
-    with pytest.raises(ValueError, match="this task has question"):
-        run(tmp_path / "a.jsonl", spec(prompt="{what}"))
+    for prompt in ("{what}", "{question.x}", "{question[0]}", "{question!r}", "{question:>9}", "{}", "{0}", "{"):
+        with pytest.raises(ValueError, match="this task has question"):
+            run(tmp_path / "a.jsonl", spec(prompt=prompt))
+    assert Item(name="a", fields={"question": "{b}?"}).question("{{}} {question}{question}") == "{} {b}?{b}?"
     (tmp_path / "a.yaml").write_text("task: sleep")
     with pytest.raises(ValueError, match="the task 'sleep' is unknown"):
+        spec_of(str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("task: needles\ndecoding:\n  batch: 1\n  batch: 2\n")
+    with pytest.raises(ValueError, match=r"'batch' stands twice .*line 4"):
         spec_of(str(tmp_path / "a.yaml"))
     with pytest.raises(ValueError, match="want a YAML or TOML file"):
         spec_of(str(tmp_path / "none.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -23,13 +24,23 @@ class Item:
     groups: Mapping[str, str] = field(default_factory=dict)
 
     def question(self, prompt: str) -> str:
-        """The prompt with this item's fields. Raises ValueError for one that it has not."""
+        """The prompt with this item's fields in the place of their {names}; {{ and }} are braces.
+
+        Raises ValueError for one that it has not, and for anything but a name.
+        """
+        made: list[str] = []
         try:
-            return prompt.format(**self.fields)
-        except (KeyError, IndexError, ValueError) as error:
+            for text, name, form, conversion in Formatter().parse(prompt):
+                made.append(text)
+                if name is not None:
+                    if form or conversion:
+                        raise ValueError(f"more than a name in {{{name}...}}")
+                    made.append(self.fields[name])
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"spec: the prompt {prompt!r} does not fit ({error}); this task has {', '.join(self.fields)}"
             ) from None
+        return "".join(made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

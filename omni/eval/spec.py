@@ -124,10 +124,12 @@ class Spec:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A file's plain values. Raises ValueError where it is missing, of another kind, or malformed."""
+    """A file's plain values. Raises ValueError where it is missing, of another kind, or malformed, or states a field
+    twice.
+    """
     try:
         text = path.read_text()
-        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Once)
     except (OSError, ValueError, yaml.YAMLError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"spec: {path}: {why}; want a YAML or TOML file") from None
@@ -199,6 +201,20 @@ def _check(spec: Spec) -> None:
     for message, so in wrong.items():
         if so:
             raise ValueError(f"spec: {message}")
+
+
+class _Once(yaml.SafeLoader):
+    """Plain values, of which a mapping has each once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises a YAML error where a key stands twice, of which YAML's own takes the last."""
+        seen: list[Any] = []
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} stands twice", key.start_mark)
+            seen.append(name)
+        return super().construct_mapping(node, deep)
 
 
 class _Blocks(yaml.SafeDumper):
