@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-console = Console()
+WIDE = 240  # letters of a line where there is no terminal to fit
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 CONTROL = {code: shown for code, shown in CONTROL.items() if chr(code) not in "\n\t"}
 

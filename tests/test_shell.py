@@ -39,6 +39,15 @@ def test_into_a_pipe_goes_the_answer_alone_and_plain(capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == (WILD + "\\udce9\n", "thought\n")
 
 
+def test_into_a_pipe_a_tables_rows_go_whole() -> None:
+    free = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-c", "from omni.cli_bench import _sides; _sides([('one', 'so long a note ' * 9)])"]
+    shown = subprocess.run(command, env=free, capture_output=True, text=True, check=True).stdout
+    assert any("so long a note " * 8 in row for row in shown.splitlines())
+    narrow = subprocess.run(command, env=free | {"COLUMNS": "60"}, capture_output=True, text=True, check=True).stdout
+    assert max(map(len, narrow.splitlines())) == 60
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
