@@ -121,8 +121,12 @@ class Listener:
     def hear(self, samples: Float[Tensor, " samples"], *, last: bool = False) -> list[Line]:
         """Hear more 16 kHz samples, or none; the lines that are complete now, with `last` all that are left.
 
-        Raises ValueError for samples that are no numbers; nothing of this piece is heard then.
+        Raises ValueError for samples that are no numbers, or of several channels; nothing of this piece is heard then.
         """
+        if samples.ndim != 1:
+            raise ValueError(
+                f"listen: samples of shape {tuple(samples.shape)} came; want one channel, one number after the other"
+            )
         if len(wrong := (~samples.isfinite()).nonzero()):
             at = self.seconds + int(wrong[0]) / self.ear.mels.rule.rate
             raise ValueError(f"listen: the sound at {at:.2f} s is no number; mend what sends it")

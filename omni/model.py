@@ -29,7 +29,7 @@ from omni.identity import Identity
 from omni.memory import Memory
 from omni.mtp import MTP
 from omni.ops import Lengths
-from omni.packed import Format, check
+from omni.packed import Format, check, check_change
 from omni.packed_file import is_packed, is_quantised, load_packed, save_packed
 from omni.precision import cpu_dtype
 from omni.projector import Projector
@@ -85,6 +85,12 @@ class OmniModel(nn.Module):
         self.project_vision = Projector(config.vision_projector, width) if config.vision_projector else None
         self.audio = FastConformer(config.audio) if config.audio else None
         self.project_audio = Projector(config.audio_projector, width) if config.audio_projector else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OmniModel:
+        """What `to`, `half`, `cuda` and the like call. Raises ValueError for a packed model, before any change."""
+        check_change(self, fn)
+        super()._apply(fn, recurse)
+        return self
 
     @classmethod
     def from_pretrained(

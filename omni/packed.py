@@ -458,6 +458,21 @@ def pack(model: nn.Module, form: Format | None = None, rows: bool = False) -> No
     widen(model)
 
 
+def check_change(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Raise ValueError where a model is packed and all its tensors are to change their dtype or device: packed weights
+    would stay as they are.
+    """
+    if not any(isinstance(module, PackedLinear | PackedExperts) for module in model.modules()):
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        asked = change(torch.empty(0, dtype=dtype))
+        if (asked.dtype, asked.device.type) != (dtype, "cpu"):
+            raise ValueError(
+                f"pack: a packed model was to become {asked.dtype} on {asked.device.type}; its weights stay as they "
+                "are, so load it anew with dtype= or device="
+            )
+
+
 def dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights that a model's packed modules were made of, by their names in a plain model, one at a time.
 

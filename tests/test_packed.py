@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +351,18 @@ def test_the_shell_quantises_wholly_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert run(tmp_path / "new")[0] == 0
     code, text = run(tmp_path / "again", "new")
     assert (code, "is packed already" in text) == (2, True)
+
+
+def test_a_packed_model_is_asked_in_vain_to_change_its_dtype_or_device() -> None:
+    model = ready(config())
+    pack(model)
+    before = {name: value.dtype for name, value in model.state_dict().items()}
+    elsewhere = (partial(model.to, "meta"), partial(model.to_empty, device="meta"))
+    for change in (model.bfloat16, model.half, model.double, *elsewhere):
+        with pytest.raises(ValueError, match="its weights stay as they are, so load it anew"):
+            change()
+    assert model.to("cpu") is model
+    assert {name: value.dtype for name, value in model.state_dict().items()} == before
 
 
 @pytest.mark.parametrize("form", FORMS)
