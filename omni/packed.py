@@ -35,7 +35,7 @@ from omni.kernels import mix_experts
 from omni.mamba import Mamba
 from omni.moe import MLP, Experts, MoE, Router, bias_of
 from omni.ops import clamped_swiglu, relu2
-from omni.precision import AVX2, ONEDNN, linear, multiplied_in
+from omni.precision import AVX2, linear, multiplied_in
 from omni.products import Matrix
 from omni.strips import Laid, mixed
 
@@ -223,8 +223,7 @@ def _by_parts(
 ) -> Float[Tensor, "tokens rows"]:
     """As `F.linear`, by a weight whose parts are made in a dtype, one after the other."""
     wide = x.to(kind)
-    # of 192 rows, parts just made, `linear`'s other order was 5 to 10 % slower
-    made = [linear(wide, part) if len(x) < ONEDNN else wide @ part.t() for part in parts]
+    made = [linear(wide, part) for part in parts]
     out = made[0] if len(made) == 1 else torch.cat(made, 1)
     return (out if bias is None else out.add_(bias)).to(x.dtype)
 

@@ -1,7 +1,7 @@
 """Precision: which dtype a machine computes fast in, measured, not guessed from its name.
 
 On processors without bfloat16 instructions torch emulates them: a product of matrices takes about a hundred times as
-long as in float32. How float32 is multiplied there depends on the number of rows (`linear`).
+long as in float32, which is oneDNN's there (`linear`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-ONEDNN, ACROSS = 32, 512  # tokens below which oneDNN multiplies float32 there, and up to which the transposed are
 SLOW = 4.0  # times float32's; half the memory traffic makes up for twice
 FAST = 0.7  # of float32's time: bfloat16 is worth its rounding in training
 BECOMES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.bfloat16, "U8": torch.bfloat16}
@@ -51,14 +50,11 @@ def linear(
     x: Float[Tensor, "tokens width"], weight: Float[Tensor, "rows width"], bias: Float[Tensor, " rows"] | None = None
 ) -> Float[Tensor, "tokens rows"]:
     """`F.linear` of a weight as it lies. With AVX2 torch's own choice for float32 takes up to three times as long for a
-    few tokens as oneDNN, and a third longer for some hundred than the product of the transposed.
+    few tokens as oneDNN, a third longer for some hundred, and a tenth for many.
     """
-    if not (AVX2 and x.dtype == torch.float32 and len(x) <= ACROSS):
-        return F.linear(x, weight, bias)
-    if len(x) < ONEDNN:
+    if AVX2 and x.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-    out = torch.mm(weight, x.t())
-    return (out if bias is None else out.add_(bias[:, None])).t()
+    return F.linear(x, weight, bias)
 
 
 def _seconds(dtype: torch.dtype, size: int) -> float:

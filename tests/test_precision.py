@@ -77,7 +77,7 @@ def test_what_is_freed_is_kept_unless_the_user_has_settings_of_their_own(monkeyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("avx2", [True, False])
-@pytest.mark.parametrize("tokens", [1, 5, 31, 32, 100, 512, 513])
+@pytest.mark.parametrize("tokens", [1, 5, 100, 513])
 def test_a_product_is_the_same_whoever_takes_it(
     dtype: torch.dtype, avx2: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
