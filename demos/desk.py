@@ -91,7 +91,8 @@ class Desk:
         self._work.set()
         end = monotonic() + PATIENCE
         for thread in list(self._threads):
-            thread.join(max(0.0, end - monotonic()))
+            if thread.is_alive():  # one that is yet to start finds the desk closed
+                thread.join(max(0.0, end - monotonic()))
 
     @property
     def title(self) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -119,18 +120,19 @@ def test_a_talk_makes_one_answer_at_a_time(desk: Desk) -> None:
 
 def test_a_desk_that_is_closed_tells_all_who_wait_and_works_no_more(uploads: Path) -> None:
     desk = Desk(MODEL, OmniProcessor.of(MODEL.config, TOKENIZER, LIMITS), "small")
-    part = {"type": "video", "path": uploaded(uploads / "clip.mp4"), "fps": 1.0}
-    reading = desk.read([{"role": "user", "content": [part]}], segment=2)
-    next(reading)
+    reading = desk.read([{"role": "user", "content": [file_part(uploaded(uploads / "clip.mp4"))]}])
     writing = Talk().say(desk, "What?", [], Wish(most=10_000))
     next(writing)
-    working = list(desk._threads)
-    desk.close()
-    assert len(working) >= 1
-    assert not any(thread.is_alive() for thread in working)
-    for left in (writing, reading):
+    (writer,) = desk._threads
+    with ThreadPoolExecutor(2) as pool:
+        with desk.turn:  # nobody goes on meanwhile
+            read, closed = pool.submit(list, reading), pool.submit(desk.close)
+            assert desk._closed.wait(60)
+        closed.result()
+    assert not writer.is_alive()
+    for left in (read.result, partial(list, writing)):
         with pytest.raises(ValueError, match="being closed"):
-            list(left)
+            left()
     with pytest.raises(ValueError, match="being closed"):
         told(desk, Talk(), "And now?")
 
