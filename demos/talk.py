@@ -61,7 +61,7 @@ class Talk:
 
     def say(
         self, desk: Desk, question: str, parts: Sequence[Mapping[str, Any]], wish: Wish, **reading: Any
-    ) -> Iterator[Progress | Piece | Told]:
+    ) -> Generator[Progress | Piece | Told, None, None]:
         """Ask, about further files too: how far reading is, the answer's pieces, then all of it.
 
         parts: of a message, each a file. reading: settings of `Desk.read`. A talk that fails or is left is as it was
