@@ -23,6 +23,8 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from omni.precision import AVX2
+
 INTEGERS = platform.machine() in ("x86_64", "AMD64")
 SETTINGS: dict[str, Any] = {"recompile_limit": 1024, "accumulated_recompile_limit": 4096}  # a kernel for each shape
 LARGEST = 2**15 - 1  # of a vector's integers
@@ -30,6 +32,9 @@ SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up
 MIDDLE = 8  # the code of four bits that stands for a group's zero
 LOW, HIGH = 15, 240  # the bits of a byte's two codes
 CODES = 8  # in a word of 32 bits
+# parts of a large matrix that are read side by side: one stream of reads does not fill what memory can give
+PARTS, PARTS_OF_CODES = (4, 2) if AVX2 else (1, 1)
+LARGE = 2**19  # weights
 
 
 class Matrix(NamedTuple):
@@ -154,18 +159,36 @@ def times(matrix: Matrix, x: Float[Tensor, "*stack width"]) -> Float[Tensor, "*s
     """Each matrix of a stack times its vector, float32; one vector that all share may come without the stack."""
     weight, scales, bias, rows = matrix
     if scales is None:
-        out = (weight.float() * x[..., None, :]).sum(-1)
+        out = _side_by_side(lambda weight: (weight.float() * x[..., None, :]).sum(-1), PARTS, weight)
     elif weight.dtype == torch.int32:
         out = _words(weight, scales, x)
     elif weight.dtype == torch.uint8:
         out = _strips(weight, scales, x)[..., :rows]
     elif INTEGERS:
-        codes, step = _integers(x, 127)
-        products = weight.to(torch.int32) * kept(codes)[..., None, :].to(torch.int32)
-        out = products.sum(-1, dtype=torch.int32).float() * (scales.float() * step)
+        out = _side_by_side(_eights(x), PARTS_OF_CODES, weight, scales[..., None])
     else:
         out = (weight.float() * x[..., None, :]).sum(-1) * scales
     return out if bias is None else out + bias
+
+
+def _side_by_side(law: Callable[..., Tensor], parts: int, weight: Tensor, *more: Tensor) -> Tensor:
+    """A law of rows in one pass over so many parts of them, where a matrix is large."""
+    rows, width = weight.shape[-2:]
+    if rows % parts or rows * width < LARGE:
+        return law(weight, *more)
+    return torch.cat([law(*part) for part in zip(*(t.chunk(parts, -2) for t in (weight, *more)), strict=True)], -1)
+
+
+def _eights(x: Float[Tensor, "*stack width"]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Codes of eight bits and their scales to products with a vector."""
+    codes, step = _integers(x, 127)
+    vector = kept(codes)[..., None, :].to(torch.int32)
+
+    def law(weight: Tensor, scales: Tensor) -> Tensor:
+        sums = (weight.to(torch.int32) * vector).sum(-1, dtype=torch.int32)
+        return sums.float() * (scales[..., 0].float() * step)
+
+    return law
 
 
 def _integers(x: Float[Tensor, "*stack width"], most: int) -> tuple[Int16[Tensor, "*stack width"], Tensor]:

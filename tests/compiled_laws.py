@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from omni import kernels
+from omni import kernels, products
 from omni.attention import AttentionConfig, RopeConfig
 from omni.backbone import BackboneConfig, Block, BlockConfig
 from omni.compiled import compile_steps
@@ -258,6 +258,22 @@ def test_four_bits_laid_out_are_the_matrix_that_they_were_made_of(
         bias = torch.randn(rows, generator=generator)
         out, exact = made.linear(x, bias), x @ wanted.t() + bias
         assert float((out - exact).norm() / exact.norm()) < (error if count <= FEW else 1e-2)
+
+
+@pytest.mark.parametrize("form", [None, "int8"])
+def test_parts_of_a_matrix_that_are_read_side_by_side_are_the_whole(
+    form: Format | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LARGE", 1), ("PARTS", 4), ("PARTS_OF_CODES", 2), ("_READY", {})):
+        monkeypatch.setattr(products, name, value)
+    for rows in (10, 12):  # ten are no four parts
+        weight = torch.randint(-127, 128, (3, rows, 32), dtype=torch.int8)
+        scales = None if form is None else torch.rand(3, rows).bfloat16()
+        x, bias = torch.randn(3, 32), torch.randn(rows)
+        made = times(Matrix(weight.float() if form is None else weight, scales, bias, rows), x)
+        wanted = (weight.float() * (1 if scales is None else scales.float()[..., None]) @ x[..., None])[..., 0] + bias
+        assert float((made - wanted).norm() / wanted.norm()) < 1e-4
+    test_a_token_alone(EXPERTS, form)
 
 
 def test_a_vectors_integers_never_leave_32_bits() -> None:
