@@ -71,7 +71,7 @@ def _wide_moves() -> tuple[str, ...]:
     which waits for copies of 16. Sums of four bits take 1.4 times as long without.
     """
     flags = ("-mmove-max=256", "-mstore-max=256")
-    if not AVX2:
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return ()
     tried = subprocess.run(
         [get_cpp_compiler(), *flags, "-E", "-x", "c++", os.devnull], capture_output=True, check=False
