@@ -1,8 +1,9 @@
-"""Writing at a machine's pace: what layers do with a single token (`omni.one_token`) as few compiled kernels, each of
-which takes the token from one attention's cache to the next one's, or some layers far.
+"""Writing at a machine's pace: what layers do with a single token (`omni.one_token`) in few calls, each of which takes
+the token from one attention's cache to the next one's: instructions of a machine (`omni.native`), or where that is not
+able, kernels that torch's compiler makes, some layers each.
 
-Needs a C++ compiler. The first token of a shape costs some seconds a kernel, later runs find them in torch's cache on
-disk.
+Needs a C++ compiler, which makes these, and of four bits what prompts need. The first token of a shape costs some
+seconds a kernel, later runs find them in torch's cache on disk.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from omni import native
 from omni.attention import Attention
 from omni.backbone import Backbone, Block, RMSNorm
 from omni.heap import give_back
 from omni.kernels import FUSED
 from omni.mamba import Mamba
 from omni.moe import MLP, MoE
+from omni.native_steps import Head, Native
 from omni.one_token import Law, Part, ending, matrix_of, parts_of
 from omni.packed import BLOCK, CAPABILITY, HALVES, Four, PackedExperts, PackedLinear, Stack, Weight
 from omni.products import Fixed, Matrix, kept, prompts, times
@@ -59,7 +62,7 @@ def compile_steps(model: nn.Module) -> int:
         elif isinstance(module, Backbone):
             module.steps = _Steps([layer for layer in module.layers if isinstance(layer, Block)], module.norm_f)
     if isinstance(head := getattr(model, "head", None), PackedLinear) and (matrix := matrix_of(head)):
-        head.one = _Head(matrix)
+        head.one = Head(matrix) if native.able() else _Head(matrix)
     if left:
         logging.getLogger("omni").warning(f"omni: compile: {left} layers stay as they are, in form or biases")
     return count
@@ -123,8 +126,12 @@ class _Run:
     def __init__(self, parts: Sequence[tuple[Part, int]], attends: tuple[Attention, int] | None) -> None:
         self.needs = [(part.needs, layer) for part, layer in parts]
         self.attends = attends
-        laws = tuple((part.law, TAKES[part.needs]) for part, _ in parts)
-        self.kernel = Fixed(_joined(laws), [part.weights for part, _ in parts])
+        if native.able():
+            first = parts[0][0].weights[0]
+            self.kernel = Native([part for part, _ in parts], first.rows if isinstance(first, Matrix) else len(first))
+        else:
+            laws = tuple((part.law, TAKES[part.needs]) for part, _ in parts)
+            self.kernel = Fixed(_joined(laws), [part.weights for part, _ in parts])
 
 
 class _Steps:
@@ -152,7 +159,7 @@ class _Steps:
                 parts.append((part, layer))
                 if part is found[0] and isinstance(block.mixer, Attention):
                     close((block.mixer, layer))
-                elif len(parts) == LONGEST:
+                elif len(parts) == LONGEST and not native.able():
                     close()
         if last:
             parts.append((ending(last), -1))

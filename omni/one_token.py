@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from omni import ops
-from omni.attention import Attention
+from omni.attention import Attention, AttentionConfig
 from omni.backbone import Block, RMSNorm
 from omni.mamba import Mamba, MambaConfig
 from omni.moe import MLP, MLPConfig, MoE, MoEConfig
@@ -35,12 +35,14 @@ class Part:
 
     needs: beside the stream: "nothing"; a Mamba layer's "memory", which it makes anew; or the "mean" of values that
     attention made. An attention layer is two parts, since its cache grows between them: the first makes queries, keys
-    and values.
+    and values. eps: of its norms; config: of a layer's first part.
     """
 
     law: Law
     weights: tuple[Any, ...]
+    eps: tuple[float, ...] = ()
     needs: Literal["nothing", "memory", "mean"] = "nothing"
+    config: MambaConfig | AttentionConfig | MLPConfig | MoEConfig | None = None
 
 
 def parts_of(block: Block) -> tuple[Part, ...]:
@@ -63,7 +65,7 @@ def parts_of(block: Block) -> tuple[Part, ...]:
 
 def ending(norm: RMSNorm) -> Part:
     """A norm that stands alone."""
-    return Part(_ending_law(norm.eps), (norm.weight.detach().float(),))
+    return Part(_ending_law(norm.eps), (norm.weight.detach().float(),), (norm.eps,))
 
 
 @lru_cache(maxsize=16)
@@ -103,7 +105,9 @@ def _added(x: Float[Tensor, "1 width"], out: Float[Tensor, " width"]) -> Float[T
 
 def _feed_forward(mlp: MLP, norm: Tensor, eps: float) -> tuple[Part, ...]:
     matrices = _matrices(mlp)
-    return () if matrices is None else (Part(_feed_forward_law(mlp.config, eps), (norm, *matrices)),)
+    if matrices is None:
+        return ()
+    return (Part(_feed_forward_law(mlp.config, eps), (norm, *matrices), (eps,), config=mlp.config),)
 
 
 def _matrices(mlp: MLP) -> tuple[Matrix, Matrix | None, Matrix] | None:
@@ -150,7 +154,8 @@ def _mixture(moe: MoE, norm: Tensor, eps: float) -> tuple[Part, ...]:
         return ()
     router = moe.gate.weight.detach().float()
     bias = moe.gate.e_score_correction_bias.float() if c.selection_bias else None
-    return (Part(_mixture_law(c, eps), (norm, router, bias, up, gate, down, *latent, shared)),)
+    weights = norm, router, bias, up, gate, down, *latent, shared
+    return (Part(_mixture_law(c, eps), weights, (eps,), config=c),)
 
 
 def _choose(scores: Float[Tensor, " experts"], top_k: int, groups: int, top_groups: int) -> Int[Tensor, " top_k"]:
@@ -226,7 +231,8 @@ def _scan(mamba: Mamba, norm: Tensor, eps: float) -> tuple[Part, ...]:
         mamba.norm.weight.detach().float(),
         out,
     )
-    return (Part(_scan_law(mamba.config, eps, mamba.eps), weights, needs="memory"),)
+    c = mamba.config
+    return (Part(_scan_law(c, eps, mamba.eps), weights, (eps, mamba.eps), "memory", c),)
 
 
 @lru_cache(maxsize=16)
@@ -275,7 +281,7 @@ def _attention(attention: Attention, norm: Tensor, eps: float) -> tuple[Part, ..
     if len(matrices) < len(linears):
         return ()
     *into, out = matrices
-    before = Part(_before_law(attention.config.head_dim, eps), (norm, *into))
+    before = Part(_before_law(attention.config.head_dim, eps), (norm, *into), (eps,), config=attention.config)
     return before, Part(_behind_law, (out,), needs="mean")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from omni import kernels, products
+from omni import kernels, native, products
 from omni.attention import AttentionConfig, RopeConfig
 from omni.backbone import BackboneConfig, Block, BlockConfig
 from omni.compiled import compile_steps
@@ -175,6 +175,15 @@ def test_a_token_through_a_whole_model_is_the_plain_one_with_its_memory(form: Fo
         assert float((short - other).norm() / short.norm()) < (1e-5 if form is None else 3e-2)
 
 
+@pytest.mark.parametrize("form", [None, "int8", "int4"])
+def test_torchs_compiler_makes_kernels_where_the_machine_is_not_able(
+    form: Format | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "able", lambda: False)
+    test_a_token_alone(EXPERTS, form)
+    test_a_token_through_a_whole_model_is_the_plain_one_with_its_memory(form)
+
+
 def test_weights_written_into_after_compiling_are_not_overlooked() -> None:
     torch.manual_seed(1)
     model = OmniModel(OmniConfig(backbone=BackboneConfig(width=64, vocabulary=96, blocks=(SCAN,))))
@@ -264,6 +273,7 @@ def test_four_bits_laid_out_are_the_matrix_that_they_were_made_of(
 def test_parts_of_a_matrix_that_are_read_side_by_side_are_the_whole(
     form: Format | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(native, "able", lambda: False)
     for name, value in (("LARGE", 1), ("PARTS", 4), ("PARTS_OF_CODES", 2), ("_READY", {})):
         monkeypatch.setattr(products, name, value)
     for rows in (10, 12):  # ten are no four parts

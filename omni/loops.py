@@ -1,0 +1,682 @@
+"""Loops over numbers in memory, from which `omni.native` makes what layers do with a token; and the function that goes
+through a list of them. numba makes them into the processor's own code.
+
+What its language lacks is written in LLVM's: numbers at an address, and rows of codes times a vector of integers at the
+pace of memory: products of integers of 16 bits are added up in pairs, and what comes next is fetched meanwhile. All is
+in one file, by which the code that is kept on disk is known to be fresh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import reduce
+from typing import Any, no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WORDS = 20  # of an instruction: what it does, then its operands
+FLOAT32, FLOAT16, BFLOAT16, BYTE_CODE, WORD = range(5)  # kinds of weights; words are `omni.words`
+LARGEST = 2**15 - 1  # of a vector's integers
+SUM = 2**30  # of their products; half of what 32 bits hold, so that rounding up all of them is safe
+LEAST = np.float32(1.2e-38)  # that has an inverse
+CODES = 8  # of four bits in a word of 32
+STREAMS = 4  # rows that are read side by side: one does not fill what memory can give
+# sums in any order; that numbers may be infinite or none is not forgotten
+LOOP: dict[str, Any] = {
+    "fastmath": {"reassoc", "nsz", "arcp", "contract", "afn"},
+    "error_model": "numpy",
+    "cache": True,
+}
+FINITE: dict[str, Any] = LOOP | {"fastmath": True}
+BYTE, SHORT, INT, LONG = map(ir.IntType, (8, 16, 32, 64))
+HALF, FLOAT, PLACE = ir.HalfType(), ir.FloatType(), ir.PointerType()
+BYTES = {FLOAT: 4, HALF: 2}
+MIDDLE = 8  # the code of four bits that stands for a group's zero
+LANES = 32  # numbers at a time
+BYTES_AHEAD, WORDS_AHEAD, SCALES_AHEAD = 512, 512, 64  # bytes that are fetched meanwhile
+READY = 64  # groups whose scales are made ready at a time
+FUSED = ("contract",)  # a product and a sum in one instruction
+FAST = ("reassoc", "nsz", "contract")
+
+
+@no_type_check
+def _numbers_at(kind: Any) -> Any:
+    """An address as that of numbers of a kind."""
+
+    @intrinsic
+    def at(context, address):
+        def code(context, builder, signature, given):
+            return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), code
+
+    return at
+
+
+floats_at, shorts_at, longs_at = map(_numbers_at, (types.float32, types.int16, types.int64))
+
+
+@intrinsic
+@no_type_check
+def bfloat16(context, bits):
+    """As float32."""
+
+    def code(context, builder, signature, given):
+        return _from_bfloat16(builder, given[0])
+
+    return types.float32(types.int16), code
+
+
+@intrinsic
+@no_type_check
+def as_float(context, bits):
+    """Of 64 bits, an operand's number."""
+
+    def code(context, builder, signature, given):
+        return builder.fptrunc(builder.bitcast(given[0], ir.DoubleType()), FLOAT)
+
+    return types.float32(types.int64), code
+
+
+@no_type_check
+def _rows_times(write: Callable[..., list[Any]], result: Any) -> tuple[Any, Any]:
+    """Of what writes them, loops over one row and over several side by side, for the places of each row's weights,
+    scales, vector, steps and sums, and for how many parts a row has of what size.
+    """
+
+    def of(count: int) -> Any:
+        @intrinsic
+        def times(context, rows, parts, size):
+            kind = types.UniTuple(result, count)
+
+            def code(context, builder, signature, given):
+                rows, parts, size = given
+                places = [cgutils.unpack_tuple(builder, row, 5) for row in cgutils.unpack_tuple(builder, rows, count)]
+                return context.make_tuple(builder, kind, write(builder, places, parts, size))
+
+            return kind(types.UniTuple(types.UniTuple(types.int64, 5), count), types.int64, types.int64), code
+
+        return times
+
+    return of(1), of(STREAMS)
+
+
+def _of_floats(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> Callable[..., list[Any]]:
+    """Sums of products of weights, so many bytes each, with float32."""
+
+    def write(b: Any, rows: Sequence[Sequence[Any]], width: Any, _: Any) -> list[Any]:
+        lanes = LANES // len(rows)
+        main = b.and_(width, _long(-lanes))
+        kinds = ir.VectorType(stored, lanes), ir.VectorType(FLOAT, lanes)
+        totals, rest = [_Sum(b, kinds[1]) for _ in rows], [_Sum(b, FLOAT) for _ in rows]
+        loops = (totals, kinds, _long(0), main, lanes), (rest, (stored, FLOAT), main, width, 1)
+        for sums, (kind, other), start, stop, by in loops:
+            with cgutils.for_range_slice(b, start, stop, _long(by)) as (at, _):
+                for total, (weights, _, vector, _, _) in zip(sums, rows, strict=True):
+                    weight = as_float(b, _load(b, kind, b.add(weights, b.mul(at, _long(size)))))
+                    total.add(b.fmul(weight, _entry(b, other, vector, at), FUSED))
+        return [b.fadd(_whole(b, one.value()), other.value()) for one, other in zip(totals, rest, strict=True)]
+
+    return write
+
+
+def _from_bfloat16(b: Any, bits: Any) -> Any:
+    """One or a vector of them."""
+    many = isinstance(bits.type, ir.VectorType)
+    whole, kind = (ir.VectorType(kind, bits.type.count) if many else kind for kind in (INT, FLOAT))
+    by = ir.Constant(whole, [16] * bits.type.count if many else 16)
+    return b.bitcast(b.shl(b.zext(bits, whole), by), kind)
+
+
+def _from_half(b: Any, halves: Any) -> Any:
+    return b.fpext(halves, ir.VectorType(FLOAT, halves.type.count) if isinstance(halves.type, ir.VectorType) else FLOAT)
+
+
+def _of_bytes(b: Any, rows: Sequence[Sequence[Any]], width: Any, _: Any) -> list[Any]:
+    """Sums of products of codes of eight bits with int16, in int32."""
+    main = b.and_(width, _long(-LANES))
+    totals, rest = [_Sum(b, ir.VectorType(INT, LANES // 2)) for _ in rows], [_Sum(b, INT) for _ in rows]
+    with cgutils.for_range_slice(b, _long(0), main, _long(LANES)) as (at, _):
+        for total, (codes, _, vector, _, _) in zip(totals, rows, strict=True):
+            _fetch(b, b.add(codes, at), BYTES_AHEAD)
+            found = _load(b, ir.VectorType(BYTE, LANES), b.add(codes, at))
+            times = _load(b, ir.VectorType(SHORT, LANES), b.add(vector, b.mul(at, _long(2))))
+            total.add(_pairs(b, b.sext(found, times.type), times))
+    with cgutils.for_range_slice(b, main, width, _long(1)) as (at, _):
+        for total, (codes, _, vector, _, _) in zip(rest, rows, strict=True):
+            found, times = _load(b, BYTE, b.add(codes, at)), _load(b, SHORT, b.add(vector, b.mul(at, _long(2))))
+            total.add(b.mul(b.sext(found, INT), b.sext(times, INT)))
+    return [b.add(_whole(b, one.value()), other.value()) for one, other in zip(totals, rest, strict=True)]
+
+
+def _of_words(b: Any, rows: Sequence[Sequence[Any]], groups: Any, size: Any) -> list[Any]:
+    """Sums of (code - 8) * scale + zero times a vector, of which each group has a step and a sum: codes of four bits in
+    so many words a group, as in `omni.words`, times int16 in their order.
+    """
+    results = [cgutils.alloca_once(b, FLOAT) for _ in rows]
+    with b.if_else(b.icmp_signed("==", size, _long(8))) as branches:
+        for branch, words in zip(branches, (8, 4), strict=True):
+            with branch:
+                for result, value in zip(results, _of_groups(b, rows, groups, words), strict=True):
+                    b.store(value, result)
+    return [b.load(result, typ=FLOAT) for result in results]
+
+
+def _of_groups(b: Any, rows: Sequence[Sequence[Any]], groups: Any, size: int) -> list[Any]:
+    """Scales are made ready for some groups, eight at a time, and then spread out from memory."""
+    halves, kind = ir.VectorType(SHORT, 2 * size), ir.VectorType(FLOAT, size)
+    totals = [(_Sum(b, kind), _Sum(b, ir.VectorType(FLOAT, 8)), _Sum(b, FLOAT)) for _ in rows]
+    ready = [b.ptrtoint(cgutils.alloca_once(b, ir.ArrayType(FLOAT, READY)), LONG) for _ in rows]
+    with cgutils.for_range_slice(b, _long(0), groups, _long(READY)) as (base, _):
+        left = b.sub(groups, base)
+        count = b.select(b.icmp_signed("<", left, _long(READY)), left, _long(READY))
+        eights = b.and_(count, _long(-8))
+        for kinds, start, stop, by in (
+            ((ir.VectorType(INT, 8), ir.VectorType(FLOAT, 8)), _long(0), eights, 8),
+            ((INT, FLOAT), eights, count, 1),
+        ):
+            with cgutils.for_range_slice(b, start, stop, _long(by)) as (index, _):
+                at = b.add(base, index)
+                for (_, *sums), prepared, (_, scales, _, steps, of_groups) in zip(totals, ready, rows, strict=True):
+                    if by > 1:
+                        _fetch(b, b.add(scales, b.mul(at, _long(4))), SCALES_AHEAD)
+                    begins, scale = _ready(b, kinds, scales, at)
+                    sums[by == 1].add(b.fmul(begins, _entry(b, kinds[1], of_groups, at), FAST))
+                    _store(b, b.fmul(scale, _entry(b, kinds[1], steps, at)), b.add(prepared, b.mul(index, _long(4))))
+        with cgutils.for_range(b, count) as loop:
+            at = b.add(base, loop.index)
+            for (total, _, _), prepared, (words, _, vector, _, _) in zip(totals, ready, rows, strict=True):
+                place = b.add(words, b.mul(at, _long(4 * size)))
+                _fetch(b, place, WORDS_AHEAD)
+                found, parts = _load(b, halves, place), b.add(vector, b.mul(at, _long(16 * size)))
+                dots = None
+                for number in range(4):
+                    codes = b.and_(b.lshr(found, _same(4 * number, halves)), _same(15, halves))
+                    products = _pairs(b, codes, _load(b, halves, b.add(parts, _long(4 * size * number))))
+                    dots = b.add(dots, products) if dots else products
+                scale = _spread(b, _entry(b, FLOAT, prepared, loop.index), size)
+                total.add(b.fmul(b.sitofp(dots, kind), scale, FUSED))
+    results = []
+    for total, eights, rest in totals:
+        vectors = [total.value(), eights.value()]
+        vectors = [b.fadd(*vectors)] if size == 8 else vectors
+        results.append(reduce(b.fadd, [_whole(b, vector) for vector in vectors], rest.value()))
+    return results
+
+
+def _ready(b: Any, kinds: tuple[Any, Any], scales: Any, at: Any) -> tuple[Any, Any]:
+    """Where a group's codes begin, at 0, and its scale; of one group, or of eight."""
+    ints, floats = kinds
+    both = _entry(b, ints, scales, at)
+    scale = b.bitcast(b.shl(both, _same(16, ints)), floats)
+    zero = b.bitcast(b.and_(both, _same(-(1 << 16), ints)), floats)
+    return b.fsub(zero, b.fmul(scale, _same(float(MIDDLE), floats), FAST), FAST), scale
+
+
+class _Sum:
+    """What a loop adds up, in any order."""
+
+    def __init__(self, builder: Any, kind: Any) -> None:
+        self.builder, self.kind = builder, kind
+        self.slot = cgutils.alloca_once(builder, kind)
+        builder.store(ir.Constant(kind, None), self.slot)
+
+    def add(self, value: Any) -> None:
+        b, floats = self.builder, getattr(self.kind, "element", self.kind) == FLOAT
+        b.store(b.fadd(self.value(), value, FAST) if floats else b.add(self.value(), value), self.slot)
+
+    def value(self) -> Any:
+        return self.builder.load(self.slot, typ=self.kind)
+
+
+def _load(b: Any, kind: Any, place: Any) -> Any:
+    """What lies at an address, which is one for a single number."""
+    single = getattr(kind, "element", kind)
+    return b.load(b.inttoptr(place, PLACE), typ=kind, align=BYTES.get(single) or single.width // 8)
+
+
+def _store(b: Any, value: Any, place: Any) -> None:
+    b.store(value, b.inttoptr(place, PLACE), align=4)
+
+
+def _entry(b: Any, kind: Any, place: Any, index: Any) -> Any:
+    """Of entries of four bytes."""
+    return _load(b, kind, b.add(place, b.mul(index, _long(4))))
+
+
+def _fetch(b: Any, place: Any, ahead: int) -> None:
+    """Into the nearest cache, for reading; beyond what a process may read this does nothing."""
+    fetch = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(ir.VoidType(), [PLACE, INT, INT, INT]), "llvm.prefetch.p0"
+    )
+    flags = [ir.Constant(INT, flag) for flag in (0, 3, 1)]
+    b.call(fetch, [b.inttoptr(b.add(place, _long(ahead)), PLACE), *flags])
+
+
+def _pairs(b: Any, codes: Any, vector: Any) -> Any:
+    """Products of int16, each two neighbours' added up: one instruction."""
+    size = codes.type.count
+    wide = ir.VectorType(INT, size)
+    products = b.mul(b.sext(codes, wide), b.sext(vector, wide), flags=("nsw",))
+    return b.add(*(_shuffled(b, products, range(first, size, 2)) for first in range(2)))
+
+
+def _shuffled(b: Any, vector: Any, order: Sequence[int]) -> Any:
+    places = ir.Constant(ir.VectorType(INT, len(order)), list(order))
+    return b.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
+
+
+def _spread(b: Any, value: Any, size: int) -> Any:
+    """A vector of the same everywhere."""
+    one = b.insert_element(ir.Constant(ir.VectorType(value.type, size), ir.Undefined), value, ir.Constant(INT, 0))
+    return _shuffled(b, one, [0] * size)
+
+
+def _whole(b: Any, vector: Any) -> Any:
+    """The sum of a vector's parts."""
+    kind, count = vector.type.element, vector.type.count
+    if kind == FLOAT:
+        add = cgutils.get_or_insert_function(
+            b.module, ir.FunctionType(FLOAT, [FLOAT, vector.type]), f"llvm.vector.reduce.fadd.v{count}f32"
+        )
+        return b.call(add, [ir.Constant(FLOAT, 0.0), vector], fastmath=FAST)
+    add = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(INT, [vector.type]), f"llvm.vector.reduce.add.v{count}i32"
+    )
+    return b.call(add, [vector])
+
+
+def _long(value: int) -> ir.Constant:
+    return ir.Constant(LONG, value)
+
+
+def _same(value: int | float, kind: Any) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+float_times, floats_times = _rows_times(_of_floats(4, lambda _, floats: floats, FLOAT), types.float32)
+half_times, halves_times = _rows_times(_of_floats(2, _from_half, HALF), types.float32)
+bfloat16_times, bfloat16s_times = _rows_times(_of_floats(2, _from_bfloat16, SHORT), types.float32)
+byte_times, bytes_times = _rows_times(_of_bytes, types.int32)
+word_times, words_times = _rows_times(_of_words, types.float32)
+
+
+class Does(IntEnum):
+    """What an instruction does; its operands are the parameters of the loop of that name."""
+
+    END = 0
+    NORM = 1
+    INTEGERS = 2
+    TIMES = 3
+    ACTIVATE = 4
+    CHOOSE = 5
+    MIX = 6
+    CONVOLVE = 7
+    SCAN = 8
+    GROUP_NORM = 9
+
+
+END, NORM, INTEGERS, TIMES, ACTIVATE, CHOOSE, MIX, CONVOLVE, SCAN, GROUP_NORM = map(int, Does)
+
+
+_thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+_wait = types.ExternalFunction("GOMP_barrier", types.void())
+
+
+@no_type_check
+def go(place):
+    code, thread, count = longs_at(place), _thread(), _count()
+    at = 0
+    while code[at] != END:
+        _do(place + 8 * at, thread, count)
+        _wait()
+        at += WORDS
+
+
+@njit(**LOOP)
+@no_type_check
+def _do(place, thread, count):
+    o = longs_at(place)
+    does = o[0]
+    if does == TIMES:
+        _times(place, thread, count)
+    elif does == INTEGERS:
+        _integers(o[1], o[2], o[3], o[4], o[5], o[6], o[7], thread, count)
+    elif does == ACTIVATE:
+        _activate(o[1], o[2], o[3], o[4], o[5], thread, count)
+    elif does == SCAN:
+        _scan(place, thread, count)
+    elif does == CONVOLVE:
+        _convolve(o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], thread, count)
+    elif does == GROUP_NORM:
+        _group_norm(o[1], o[2], o[3], o[4], o[5], o[6], thread, count)
+    elif does == MIX:
+        _mix(o[1], o[2], o[3], o[4], o[5], o[6], thread, count)
+    elif thread == 0:
+        if does == NORM:
+            _norm(o[1], o[2], o[3], o[4], o[5])
+        elif does == CHOOSE:
+            _choose(place)
+
+
+@njit(**LOOP)
+@no_type_check
+def _float(word):
+    """A float operand."""
+    return as_float(word)
+
+
+@njit(**LOOP)
+@no_type_check
+def _norm(x, weight, out, size, eps):
+    """Root mean square of a row."""
+    x, weight, out = floats_at(x), floats_at(weight), floats_at(out)
+    total = np.float32(0)
+    for i in range(size):
+        total += x[i] * x[i]
+    factor = np.float32(1) / math.sqrt(total / np.float32(size) + _float(eps))
+    for i in range(size):
+        out[i] = x[i] * factor * weight[i]
+
+
+@njit(**LOOP)
+@no_type_check
+def _group_norm(x, weight, out, groups, size, eps, thread, count):
+    """Root mean square of each group of a row."""
+    for group in range(groups * thread // count, groups * (thread + 1) // count):
+        at = 4 * group * size
+        _norm(x + at, weight + at, out + at, size, eps)
+
+
+@njit(**LOOP)
+@no_type_check
+def _integers(x, codes, steps, sums, groups, size, words, thread, count):
+    """Groups of vectors in steps: int16, a step for each group, and their sum; words: in the order of these, if
+    so many hold a group. No sum of products with codes leaves 32 bits.
+    """
+    most = np.float32(15 if words else 127)
+    for group in range(groups * thread // count, groups * (thread + 1) // count):
+        mine, out = floats_at(x + 4 * group * size), shorts_at(codes + 2 * group * size)
+        total, of_sizes = np.float32(0), np.float32(0)
+        for i in range(size):
+            of_sizes += abs(mine[i])
+            total += mine[i]
+        step = max(_largest(x + 4 * group * size, size) / np.float32(LARGEST), LEAST)
+        for_sums = of_sizes * (most / np.float32(SUM))
+        step = step if for_sums <= step else for_sums  # also where that is no number
+        factor = np.float32(1) / step
+        if words:
+            for part in range(CODES):
+                for i in range(words):
+                    to = (part % 4) * 2 * words + 2 * i + part // 4
+                    out[to] = np.int16(np.int32(np.rint(mine[part * words + i] * factor)))
+        else:
+            for i in range(size):
+                out[i] = np.int16(np.int32(np.rint(mine[i] * factor)))
+        floats_at(steps)[group] = step
+        floats_at(sums)[group] = total
+
+
+@njit(**FINITE)
+@no_type_check
+def _largest(x, size):
+    x, largest = floats_at(x), np.float32(0)
+    for i in range(size):
+        largest = max(largest, abs(x[i]))
+    return largest
+
+
+@njit(**LOOP)
+@no_type_check
+def _times(place, thread, count):
+    """Rows of a matrix times a vector, or of chosen ones of a stack times theirs, several rows side by side.
+
+    Operands: kind, weight, scales, vectors, steps, sums, bias, out, rows, width, words of a group, groups, matrices,
+    matrices that share a vector, chosen, whether results are added to what is there.
+    """
+    everything = longs_at(place)[9] * longs_at(place)[13]
+    first, last = everything * thread // count, everything * (thread + 1) // count
+    part = (last - first) // STREAMS
+    for at in range(first, first + part):
+        second, third, fourth = at + part, at + 2 * part, at + 3 * part
+        rows = _row(place, at), _row(place, second), _row(place, third), _row(place, fourth)
+        one, two, three, four = _products(place, rows)
+        _put(place, at, one)
+        _put(place, second, two)
+        _put(place, third, three)
+        _put(place, fourth, four)
+    for at in range(first + STREAMS * part, last):
+        _put(place, at, _product(place, (_row(place, at),))[0])
+
+
+@njit(**LOOP)
+@no_type_check
+def _row(place, at):
+    """Places of weights, scales, vector, steps and sums, of a row of all matrices."""
+    o = longs_at(place)
+    kind, weight, scales, vectors, steps, sums = o[1], o[2], o[3], o[4], o[5], o[6]
+    rows, width, groups, sharing, chosen = o[9], o[10], o[12], o[14], o[15]
+    vector, row = 0, at
+    if chosen:
+        number = at // rows
+        vector, row = number // sharing, longs_at(chosen)[number] * rows + at - number * rows
+    if kind == WORD:
+        of_groups = 4 * vector * groups
+        return (
+            weight + row * (width // 2), scales + 4 * row * groups, vectors + 2 * vector * width, steps + of_groups,
+            sums + of_groups,
+        )  # fmt: skip
+    if kind == BYTE_CODE:
+        return weight + row * width, scales + 2 * row, vectors + 2 * vector * width, steps + 4 * vector, sums
+    return weight + row * width * (4 if kind == FLOAT32 else 2), scales, vectors + 4 * vector * width, steps, sums
+
+
+@njit(**LOOP)
+@no_type_check
+def _product(place, row):
+    o = longs_at(place)
+    kind, width, words, groups = o[1], o[10], o[11], o[12]
+    if kind == WORD:
+        return word_times(row, groups, words)
+    if kind == BYTE_CODE:
+        return (_scaled(byte_times(row, width, 0)[0], row[0]),)
+    if kind == BFLOAT16:
+        return bfloat16_times(row, width, 0)
+    if kind == FLOAT16:
+        return half_times(row, width, 0)
+    return float_times(row, width, 0)
+
+
+@njit(**LOOP)
+@no_type_check
+def _products(place, rows):
+    o = longs_at(place)
+    kind, width, words, groups = o[1], o[10], o[11], o[12]
+    if kind == WORD:
+        return words_times(rows, groups, words)
+    if kind == BYTE_CODE:
+        one, two, three, four = bytes_times(rows, width, 0)
+        first, second, third, fourth = rows
+        return _scaled(one, first), _scaled(two, second), _scaled(three, third), _scaled(four, fourth)
+    if kind == BFLOAT16:
+        return bfloat16s_times(rows, width, 0)
+    if kind == FLOAT16:
+        return halves_times(rows, width, 0)
+    return floats_times(rows, width, 0)
+
+
+@njit(**LOOP)
+@no_type_check
+def _scaled(value, row):
+    """A sum of integers' products."""
+    return np.float32(value) * (bfloat16(shorts_at(row[1])[0]) * floats_at(row[3])[0])
+
+
+@njit(**LOOP)
+@no_type_check
+def _put(place, at, value):
+    """A result, with its bias."""
+    o = longs_at(place)
+    bias, out, add = o[7], floats_at(o[8]), o[16]
+    if bias:
+        value += floats_at(bias)[at % o[9]]
+    out[at] = out[at] + value if add else value
+
+
+@njit(**LOOP)
+@no_type_check
+def _silu(x):
+    return x / (np.float32(1) + math.exp(-x))
+
+
+@njit(**LOOP)
+@no_type_check
+def _activate(hidden, gate, size, gated, clamp, thread, count):
+    """Squared ReLU in place, or what a gate makes of it: SiLU, or with a clamp gpt-oss's."""
+    hidden, gate, most = floats_at(hidden), floats_at(gate), _float(clamp)
+    one = np.float32(1)
+    for i in range(size * thread // count, size * (thread + 1) // count):
+        if not gated:
+            value = max(hidden[i], np.float32(0))
+            hidden[i] = value * value
+        elif clamp == 0:
+            hidden[i] = _silu(gate[i]) * hidden[i]
+        else:
+            opened, value = min(gate[i], most), max(min(hidden[i], most), -most)
+            hidden[i] = opened / (one + math.exp(np.float32(-1.702) * opened)) * (value + one)
+
+
+@njit(**LOOP)
+@no_type_check
+def _choose(place):
+    """The best experts and their weights; see `ops.choose_experts`.
+
+    Operands: logits, selection bias, scratch for as many scores, chosen, weights, experts, top_k, groups, top_groups,
+    softmax, normalize, scale.
+    """
+    o = longs_at(place)
+    logits, bias, ranks, chosen, weights = (
+        floats_at(o[1]),
+        floats_at(o[2]),
+        floats_at(o[3]),
+        longs_at(o[4]),
+        floats_at(o[5]),
+    )
+    experts, top_k, groups, top_groups = o[6], o[7], o[8], o[9]
+    least = np.float32(-np.inf)
+    if o[10]:
+        largest, total = logits[0], np.float32(0)
+        for i in range(experts):
+            largest = max(largest, logits[i])
+        for i in range(experts):
+            logits[i] = math.exp(logits[i] - largest)
+            total += logits[i]
+        for i in range(experts):
+            logits[i] /= total
+    else:
+        for i in range(experts):
+            logits[i] = np.float32(1) / (np.float32(1) + math.exp(-logits[i]))
+    for i in range(experts):
+        ranks[i] = logits[i] + bias[i] if o[2] else logits[i]
+    size = experts // groups
+    for _ in range(groups - top_groups):
+        worst, lowest = 0, np.float32(np.inf)
+        for group in range(groups):
+            first, second, open_ = least, least, False
+            for i in range(group * size, (group + 1) * size):
+                open_ = open_ or ranks[i] != least
+                if ranks[i] > first:
+                    first, second = ranks[i], first
+                elif ranks[i] > second:
+                    second = ranks[i]
+            score = first + second if size > 1 else first
+            if open_ and score <= lowest:
+                worst, lowest = group, score
+        for i in range(worst * size, (worst + 1) * size):
+            ranks[i] = least
+    total = np.float32(1e-20)
+    for place_ in range(top_k):
+        best = 0
+        for i in range(experts):
+            if ranks[i] > ranks[best]:
+                best = i
+        chosen[place_], weights[place_] = best, logits[best]
+        total += logits[best]
+        ranks[best] = least
+    factor = _float(o[12]) / (total if o[11] else np.float32(1))
+    for place_ in range(top_k):
+        weights[place_] *= factor
+
+
+@njit(**LOOP)
+@no_type_check
+def _mix(parts, weights, out, experts, size, add, thread, count):
+    """The weighted sum of experts' results, added or not to what is there."""
+    parts, weights, out = floats_at(parts), floats_at(weights), floats_at(out)
+    for i in range(size * thread // count, size * (thread + 1) // count):
+        total = out[i] if add else np.float32(0)
+        for expert in range(experts):
+            total += weights[expert] * parts[expert * size + i]
+        out[i] = total
+
+
+@njit(**LOOP)
+@no_type_check
+def _convolve(history, x, weight, bias, out, after, taps, channels, thread, count):
+    """A causal convolution's next step and SiLU, and the inputs that the one after it needs."""
+    history, x, weight, out, after = (
+        floats_at(history), floats_at(x), floats_at(weight), floats_at(out), floats_at(after)
+    )  # fmt: skip
+    begin, past = floats_at(bias), taps - 1
+    for i in range(channels * thread // count, channels * (thread + 1) // count):
+        total = x[i] * weight[past * channels + i]
+        for tap in range(past):
+            total += history[tap * channels + i] * weight[tap * channels + i]
+        out[i] = _silu(total + begin[i] if bias else total)
+        for tap in range(1, past):
+            after[(tap - 1) * channels + i] = history[tap * channels + i]
+        after[(past - 1) * channels + i] = x[i]
+
+
+@njit(**LOOP)
+@no_type_check
+def _scan(place, thread, count):
+    """A state-space memory's next step, and what it says times SiLU of a gate.
+
+    Operands: memory, mixed (x, B and C in a row), steps in time before their bias, that bias, A, D for each channel,
+    gate, memory after it, out, heads, channels of one, size of a state, groups of heads.
+    """
+    o = longs_at(place)
+    memory, mixed, times, bias, rates = o[1], floats_at(o[2]), floats_at(o[3]), floats_at(o[4]), floats_at(o[5])
+    skip, gate, after, out = floats_at(o[6]), floats_at(o[7]), o[8], floats_at(o[9])
+    heads, channels, size, groups = o[10], o[11], o[12], o[13]
+    for head in range(heads * thread // count, heads * (thread + 1) // count):
+        time = times[head] + bias[head]
+        time = time if time > np.float32(20) else math.log1p(math.exp(time))
+        fall = math.exp(time * rates[head])
+        keys = o[2] + 4 * (heads * channels + head // (heads // groups) * size)
+        for channel in range(head * channels, (head + 1) * channels):
+            said = _remember(
+                memory + 4 * channel * size, keys, keys + 4 * groups * size, after + 4 * channel * size, size, fall,
+                mixed[channel] * time,
+            )  # fmt: skip
+            out[channel] = (said + mixed[channel] * skip[channel]) * _silu(gate[channel])
+
+
+@njit(**LOOP)
+@no_type_check
+def _remember(memory, keys, queries, after, size, fall, added):
+    memory, keys, queries, after = floats_at(memory), floats_at(keys), floats_at(queries), floats_at(after)
+    total = np.float32(0)
+    for i in range(size):
+        value = memory[i] * fall + added * keys[i]
+        after[i] = value
+        total += value * queries[i]
+    return total
