@@ -8,6 +8,7 @@ seconds a kernel, later runs find them in torch's cache on disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -121,10 +122,14 @@ def _laid(stack: Stack, layout: type[Laid]) -> Stack:
 
 
 class _Run:
-    """Some parts in one kernel; layers: the place of each part's layer, and `attends` the attention that comes next."""
+    """Some parts in one kernel; layers: the place of each part's layer, and `attends` the attention that comes next.
+
+    caches: layers whose attention is among the parts, with its cache.
+    """
 
     def __init__(self, parts: Sequence[tuple[Part, int]], attends: tuple[Attention, int] | None) -> None:
-        self.needs = [(part.needs, layer) for part, layer in parts]
+        self.caches = [layer for (_, layer), (_, behind) in itertools.pairwise(parts) if layer == behind]
+        self.needs = [(part.needs, layer) for part, layer in parts if layer not in self.caches]
         self.attends = attends
         if native.able():
             first = parts[0][0].weights[0]
@@ -157,8 +162,8 @@ class _Steps:
                 self.runs.append((block, layer))
             for part in found:
                 parts.append((part, layer))
-                if part is found[0] and isinstance(block.mixer, Attention):
-                    close((block.mixer, layer))
+                if part is found[0] and isinstance(mixer := block.mixer, Attention) and not _inside(mixer):
+                    close((mixer, layer))
                 elif len(parts) == LONGEST and not native.able():
                     close()
         if last:
@@ -193,7 +198,8 @@ class _Steps:
             given: list[Tensor] = []
             for needs, layer in run.needs:
                 given += _memory(states[layer]) if needs == "memory" else mean if needs == "mean" else ()
-            x, *made = run.kernel(x.contiguous(), *given)
+            caches = [states[layer] for layer in run.caches]
+            x, *made = run.kernel(x, *given, caches=caches) if caches else run.kernel(x.contiguous(), *given)
             for needs, layer in run.needs:
                 if needs == "memory" and isinstance(state := states[layer], MambaState):
                     history, ssm, *made = made
@@ -203,6 +209,11 @@ class _Steps:
                 (q, k, v), cache = made, states[layer]
                 mean = (attention.attend(q, k, v, (1,), cache if isinstance(cache, KVState) else None).contiguous(),)
         return x
+
+
+def _inside(attention: Attention) -> bool:
+    """Whether the machine has instructions for all of an attention."""
+    return native.able() and attention.config.rope is None and attention.sinks is None
 
 
 def _memory(state: LayerState) -> tuple[Tensor, Tensor]:

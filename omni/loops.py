@@ -40,6 +40,7 @@ BYTES = {FLOAT: 4, HALF: 2}
 MIDDLE = 8  # the code of four bits that stands for a group's zero
 LANES = 32  # numbers at a time
 BYTES_AHEAD, WORDS_AHEAD, SCALES_AHEAD = 512, 512, 64  # bytes that are fetched meanwhile
+KEYS = 32  # of an attention at a time: they stay in the nearest cache for all heads that share them
 READY = 64  # groups whose scales are made ready at a time
 FUSED = ("contract",)  # a product and a sum in one instruction
 FAST = ("reassoc", "nsz", "contract")
@@ -71,6 +72,43 @@ def bfloat16(context, bits):
         return _from_bfloat16(builder, given[0])
 
     return types.float32(types.int16), code
+
+
+@intrinsic
+@no_type_check
+def half(context, bits):
+    """As float32."""
+
+    def code(context, builder, signature, given):
+        return builder.fpext(builder.bitcast(given[0], HALF), FLOAT)
+
+    return types.float32(types.int16), code
+
+
+@intrinsic
+@no_type_check
+def to_half(context, number):
+    """Its bits."""
+
+    def code(context, builder, signature, given):
+        return builder.bitcast(builder.fptrunc(given[0], HALF), SHORT)
+
+    return types.int16(types.float32), code
+
+
+@intrinsic
+@no_type_check
+def to_bfloat16(context, number):
+    """Its bits, rounded to nearest even; what is no number stays none."""
+
+    def code(context, builder, signature, given):
+        bits = builder.bitcast(given[0], INT)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(INT, 16)), ir.Constant(INT, 1))
+        rounded = builder.add(bits, builder.add(odd, ir.Constant(INT, 0x7FFF)))
+        whole = builder.select(builder.fcmp_unordered("uno", given[0], given[0]), ir.Constant(INT, 0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(whole, ir.Constant(INT, 16)), SHORT)
+
+    return types.int16(types.float32), code
 
 
 @intrinsic
@@ -320,9 +358,12 @@ class Does(IntEnum):
     CONVOLVE = 7
     SCAN = 8
     GROUP_NORM = 9
+    ATTEND = 10
+    JOIN = 11
+    KEEP = 12
 
 
-END, NORM, INTEGERS, TIMES, ACTIVATE, CHOOSE, MIX, CONVOLVE, SCAN, GROUP_NORM = map(int, Does)
+END, NORM, INTEGERS, TIMES, ACTIVATE, CHOOSE, MIX, CONVOLVE, SCAN, GROUP_NORM, ATTEND, JOIN, KEEP = map(int, Does)
 
 
 _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
@@ -357,6 +398,10 @@ def _do(place, thread, count):
         _convolve(o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8], thread, count)
     elif does == GROUP_NORM:
         _group_norm(o[1], o[2], o[3], o[4], o[5], o[6], thread, count)
+    elif does == ATTEND:
+        _attend(place, thread, count)
+    elif does == JOIN:
+        _join(o[1], o[2], o[3], o[4], thread, count)
     elif does == MIX:
         _mix(o[1], o[2], o[3], o[4], o[5], o[6], thread, count)
     elif thread == 0:
@@ -364,6 +409,8 @@ def _do(place, thread, count):
             _norm(o[1], o[2], o[3], o[4], o[5])
         elif does == CHOOSE:
             _choose(place)
+        elif does == KEEP:
+            _keep(o[1], o[2], o[3], o[4], o[5], o[6], o[7])
 
 
 @njit(**LOOP)
@@ -680,3 +727,150 @@ def _remember(memory, keys, queries, after, size, fall, added):
         after[i] = value
         total += value * queries[i]
     return total
+
+
+@njit(**LOOP)
+@no_type_check
+def _keep(kind, x, cache, heads, dim, at, stride):
+    """A token's keys or values into their cache (heads, capacity, dim): so many bytes from one head to the next."""
+    for head in range(heads):
+        mine, size = floats_at(x + 4 * head * dim), 4 if kind == FLOAT32 else 2
+        to = cache + head * stride + at * dim * size
+        for i in range(dim):
+            if kind == FLOAT32:
+                floats_at(to)[i] = mine[i]
+            elif kind == BFLOAT16:
+                shorts_at(to)[i] = to_bfloat16(mine[i])
+            else:
+                shorts_at(to)[i] = to_half(mine[i])
+
+
+@njit(**LOOP)
+@no_type_check
+def _attend(place, thread, count):
+    """One query of each head over this thread's share of the keys, some at a time. What it finds of a head is the
+    largest score, the sum of all scores' exponentials below that, and the sum of values, each times its own.
+
+    Operands: kind of keys and values, queries, keys, values, what is found (threads, heads, 2 + dim), scratch (threads,
+    KEYS), heads, heads that share keys, dim, keys, bytes from one head of keys or values to the next, scale.
+    """
+    o = longs_at(place)
+    kind, heads, each, dim, total, scale = o[1], o[7], o[8], o[9], o[10], _float(o[12])
+    first, last = total * thread // count, total * (thread + 1) // count
+    scores, row = o[6] + 4 * thread * KEYS, dim * (4 if kind == FLOAT32 else 2)
+    of_mine = o[5] + 4 * thread * heads * (dim + 2)
+    for i in range(heads * (dim + 2)):
+        floats_at(of_mine)[i] = np.float32(0)
+    for head in range(heads):
+        floats_at(of_mine)[head * (dim + 2)] = np.float32(-np.inf)
+    for start in range(first, last, KEYS):
+        size = min(KEYS, last - start)
+        for head in range(heads):
+            behind = head // each * o[11] + start * row
+            found = of_mine + 4 * head * (dim + 2)
+            _score(kind, o[2] + 4 * head * dim, o[3] + behind, scores, size, dim, row, scale)
+            _weigh(scores, found, size, dim)
+            _gather(kind, found + 8, o[4] + behind, scores, size, dim, row)
+
+
+@njit(**LOOP)
+@no_type_check
+def _weigh(scores, found, size, dim):
+    """Scores to weights below the largest so far, by which what was found before is made smaller."""
+    largest = _most(scores, size, floats_at(found)[0])
+    scores, found = floats_at(scores), floats_at(found)
+    fall, total = math.exp(found[0] - largest), np.float32(0)
+    for i in range(size):
+        scores[i] = math.exp(scores[i] - largest)
+    for i in range(size):
+        total += scores[i]
+    for i in range(1, dim + 2):
+        found[i] *= fall
+    found[0] = largest
+    found[1] += total
+
+
+@njit(**FINITE)
+@no_type_check
+def _most(x, size, most):
+    x = floats_at(x)
+    for i in range(size):
+        most = max(most, x[i])
+    return most
+
+
+@njit(**LOOP)
+@no_type_check
+def _score(kind, query, key, scores, size, dim, row, scale):
+    """Products of a query with keys, four side by side."""
+    scores, fours = floats_at(scores), size - size % 4
+    for i in range(0, fours, 4):
+        at = key + i * row
+        second, third, fourth = at + row, at + 2 * row, at + 3 * row
+        rows = (at, 0, query, 0, 0), (second, 0, query, 0, 0), (third, 0, query, 0, 0), (fourth, 0, query, 0, 0)
+        if kind == FLOAT32:
+            one, two, three, four = floats_times(rows, dim, 0)
+        elif kind == BFLOAT16:
+            one, two, three, four = bfloat16s_times(rows, dim, 0)
+        else:
+            one, two, three, four = halves_times(rows, dim, 0)
+        scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = one * scale, two * scale, three * scale, four * scale
+    for i in range(fours, size):
+        rows = ((key + i * row, 0, query, 0, 0),)
+        if kind == FLOAT32:
+            (one,) = float_times(rows, dim, 0)
+        elif kind == BFLOAT16:
+            (one,) = bfloat16_times(rows, dim, 0)
+        else:
+            (one,) = half_times(rows, dim, 0)
+        scores[i] = one * scale
+
+
+@njit(**LOOP)
+@no_type_check
+def _gather(kind, out, value, weights, size, dim, row):
+    """Values, each times its weight, added to what is there, four side by side."""
+    fours, zero = size - size % 4, np.float32(0)
+    weights = floats_at(weights)
+    for i in range(0, fours, 4):
+        _add(kind, out, value + i * row, row, weights[i], weights[i + 1], weights[i + 2], weights[i + 3], dim)
+    for i in range(fours, size):
+        _add(kind, out, value + i * row, 0, weights[i], zero, zero, zero, dim)
+
+
+@njit(**LOOP)
+@no_type_check
+def _add(kind, out, at, row, one, two, three, four, size):
+    out, second, third, fourth = floats_at(out), at + row, at + 2 * row, at + 3 * row
+    if kind == FLOAT32:
+        a, b, c, d = floats_at(at), floats_at(second), floats_at(third), floats_at(fourth)
+        for i in range(size):
+            out[i] += (one * a[i] + two * b[i]) + (three * c[i] + four * d[i])
+    elif kind == BFLOAT16:
+        a, b, c, d = shorts_at(at), shorts_at(second), shorts_at(third), shorts_at(fourth)
+        for i in range(size):
+            out[i] += (one * bfloat16(a[i]) + two * bfloat16(b[i])) + (three * bfloat16(c[i]) + four * bfloat16(d[i]))
+    else:
+        a, b, c, d = shorts_at(at), shorts_at(second), shorts_at(third), shorts_at(fourth)
+        for i in range(size):
+            out[i] += (one * half(a[i]) + two * half(b[i])) + (three * half(c[i]) + four * half(d[i]))
+
+
+@njit(**LOOP)
+@no_type_check
+def _join(found, out, heads, dim, thread, count):
+    """The mean of values, from what all threads found of each head."""
+    for head in range(heads * thread // count, heads * (thread + 1) // count):
+        largest, total, mine = np.float32(-np.inf), np.float32(0), floats_at(out + 4 * head * dim)
+        for other in range(count):
+            largest = max(largest, floats_at(found + 4 * (other * heads + head) * (dim + 2))[0])
+        for i in range(dim):
+            mine[i] = np.float32(0)
+        for other in range(count):
+            theirs = floats_at(found + 4 * (other * heads + head) * (dim + 2))
+            fall = math.exp(theirs[0] - largest)
+            total += theirs[1] * fall
+            for i in range(dim):
+                mine[i] += theirs[2 + i] * fall
+        for i in range(dim):
+            mine[i] /= total

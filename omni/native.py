@@ -71,12 +71,14 @@ class Program:
                     self.code[at] = _word(operand)
         return self.code
 
-    def run(self, given: Mapping[str, Tensor]) -> None:
-        """With tensors for all that is given."""
+    def run(self, given: Mapping[str, Tensor | int]) -> None:
+        """With tensors, addresses or numbers for all that is given."""
         code = self.code or self._assembled()
         for name, places in self.places.items():
+            value = given[name]
+            word = value if isinstance(value, int) else value.data_ptr()
             for at in places:
-                code[at] = given[name].data_ptr()
+                code[at] = word
         threads()(machine(), code, torch.get_num_threads(), 0)
 
 

@@ -13,12 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from omni.attention import AttentionConfig
-from omni.loops import CODES, Does
+from omni.loops import CODES, KEYS, Does
 from omni.mamba import MambaConfig
 from omni.moe import MLPConfig, MoEConfig
 from omni.native import KINDS, Given, Program
 from omni.one_token import Part
 from omni.products import Matrix
+from omni.state import KVState
+
+CACHED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class _Written:
@@ -84,35 +87,61 @@ class Native(_Written):
     """Parts, one behind the other. Sums, and the stream between layers, are float32, whatever it comes and leaves in.
 
     Called with the stream and what parts need, in their order, it returns the stream and what they made: each Mamba
-    layer's history and memory; queries, keys and values. These three hold until the next call.
+    layer's history and memory; queries, keys and values. These three hold until the next call. An attention that is
+    among them twice, before and behind its cache, is given that, which grows by a token.
     """
 
     def __init__(self, parts: Sequence[Part], width: int) -> None:
         super().__init__()
         self.width, self.stream = width, torch.empty(1, width)
         self.result = self.stream
-        self.memories: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # shapes of history and memory
+        self.memories: list[tuple[str, tuple[int, ...]]] = []  # names and shapes of histories and memories
+        self.windows: list[int | None] = []  # of each attention with its cache
+        self.heads = self.dim = 0  # the most of an attention
         self.made: list[Tensor] = []
-        for part in parts:
-            self._write(part)
+        self.mean: Tensor | Given = Given("mean")
+        for part, behind in zip(parts, (*parts[1:], None), strict=True):
+            self._write(part, behind)
 
-    def __call__(self, x: Float[Tensor, "1 width"], *needed: Tensor) -> list[Tensor]:
+    def __call__(self, x: Float[Tensor, "1 width"], *needed: Tensor, caches: Sequence[KVState] = ()) -> list[Tensor]:
         """See the class."""
         with self.lock:
             self.stream.copy_(x)
-            rest = [tensor.contiguous().float() for tensor in needed]
-            given: dict[str, Tensor] = {}
-            if len(rest) > 2 * len(self.memories):
+            rest = [t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous() for t in needed]
+            given = self._room(caches)
+            if len(rest) > len(self.memories):
                 given["mean"], *rest = rest
             after: list[Tensor] = []
-            for number, shapes in enumerate(self.memories):
-                given[f"history {number}"], given[f"memory {number}"], *rest = rest
-                after += (torch.empty(shape) for shape in shapes)
-                given[f"next history {number}"], given[f"next memory {number}"] = after[-2:]
+            for at, (name, shape) in enumerate(self.memories):
+                given[name], made = rest[at], torch.empty(shape)
+                given[f"next {name}"] = made
+                after.append(made)
             self.program.run(given)
             return [self.result.to(x.dtype, copy=True), *after, *(made.to(x.dtype) for made in self.made)]
 
-    def _write(self, part: Part) -> None:
+    def _room(self, caches: Sequence[KVState]) -> dict[str, Tensor | int]:
+        """A token's in each cache; and where threads put what they find there."""
+        given: dict[str, Tensor | int] = {}
+        if not caches:
+            return given
+        for held in (held for cache in caches for held in (cache.keys[0], cache.values[0])):
+            if held.dtype not in CACHED:
+                raise ValueError(f"compile: a cache in {held.dtype} came; want float32, bfloat16 or float16")
+        threads = torch.get_num_threads()
+        given["found"], given["scores"] = torch.empty(threads, self.heads, self.dim + 2), torch.empty(threads, KEYS)
+        for number, (cache, window) in enumerate(zip(caches, self.windows, strict=True)):
+            at = cache.extend(0, 1)
+            keys, values = cache.keys[0], cache.values[0]
+            first = 0 if window is None else max(0, at + 1 - window)
+            row = keys.shape[2] * keys.element_size()
+            given[f"kind {number}"], given[f"head {number}"] = KINDS[keys.dtype], keys.shape[1] * row
+            given[f"at {number}"], given[f"count {number}"] = at, at + 1 - first
+            for name, held in (("keys", keys), ("values", values)):
+                given[f"{name} {number}"] = held
+                given[f"seen {name} {number}"] = held.data_ptr() + first * row
+        return given
+
+    def _write(self, part: Part, behind: Part | None) -> None:
         match part.config:
             case MambaConfig() as config:
                 self._scan(config, part)
@@ -123,11 +152,15 @@ class Native(_Written):
                 self._feed_forward(self._normed(norm, part.eps[0]), *matrices)
             case None if part.needs == "mean":
                 (out,) = part.weights
-                self._times(out, Given("mean"), out=self.stream, add=True)
-            case AttentionConfig(head_dim=size):
+                self._times(out, self.mean, out=self.stream, add=True)
+            case AttentionConfig(head_dim=dim) as config:
                 norm, *matrices = part.weights
                 row = self._normed(norm, part.eps[0])
-                self.made = [self._times(matrix, row).view(1, -1, size) for matrix in matrices]
+                made = [self._times(matrix, row).view(1, -1, dim) for matrix in matrices]
+                if behind is None:
+                    self.made = made
+                else:
+                    self.mean = self._attended(config, *made)
             case None:
                 (norm,) = part.weights
                 self.result = self._normed(norm, part.eps[0])[None]
@@ -136,6 +169,23 @@ class Native(_Written):
         row = torch.empty(self.width)
         self.program.write(Does.NORM, self.stream, weight, row, self.width, eps)
         return row
+
+    def _attended(self, c: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, " inner"]:
+        number, mean = len(self.windows), torch.empty(c.heads * c.head_dim)
+        self.windows.append(c.window)
+        self.heads, self.dim = max(self.heads, c.heads), max(self.dim, c.head_dim)
+        kind, head = Given(f"kind {number}"), Given(f"head {number}")
+        for name, made in (("keys", k), ("values", v)):
+            self.program.write(
+                Does.KEEP, kind, made, Given(f"{name} {number}"), c.kv_heads, c.head_dim, Given(f"at {number}"), head
+            )
+        self.program.write(
+            Does.ATTEND, kind, q, Given(f"seen keys {number}"), Given(f"seen values {number}"), Given("found"),
+            Given("scores"), c.heads, c.heads // c.kv_heads, c.head_dim, Given(f"count {number}"), head,
+            c.head_dim**-0.5,
+        )  # fmt: skip
+        self.program.write(Does.JOIN, Given("found"), mean, c.heads, c.head_dim)
+        return mean
 
     def _activated(
         self, row: Tensor, up: Matrix, gate: Matrix | None, chosen: Tensor | None = None, clamp: float | None = None
@@ -169,8 +219,9 @@ class Native(_Written):
     def _scan(self, c: MambaConfig, part: Part) -> None:
         outer, into, convolution, bias, dt_bias, a, skip, norm, out = part.weights
         eps, inner_eps = part.eps
-        number = len(self.memories)
-        self.memories.append(((1, c.taps - 1, c.channels), (1, c.heads, c.head_dim, c.state)))
+        number = len(self.memories) // 2
+        self.memories.append((f"history {number}", (1, c.taps - 1, c.channels)))
+        self.memories.append((f"memory {number}", (1, c.heads, c.head_dim, c.state)))
         gate, x, times = self._times(into, self._normed(outer, eps)).split([c.inner, c.channels, c.heads])
         mixed, gated = torch.empty(c.channels), torch.empty(c.inner)
         self.program.write(

@@ -36,17 +36,23 @@ class KVState:
         values: Float[Tensor, "kv_heads tokens dim"],
     ) -> tuple[Float[Tensor, "kv_heads all dim"], Float[Tensor, "kv_heads all dim"]]:
         """Add tokens to a sequence and return views of all its keys and values."""
+        start = self.extend(sequence, keys.shape[1])
+        stop = self.lengths[sequence]
+        self.keys[sequence][:, start:stop] = keys
+        self.values[sequence][:, start:stop] = values
+        return self.keys[sequence][:, :stop], self.values[sequence][:, :stop]
+
+    def extend(self, sequence: int, tokens: int) -> int:
+        """Make a sequence longer by tokens that are written next; returns where they begin."""
         start = self.lengths[sequence]
-        stop = start + keys.shape[1]
+        stop = start + tokens
         capacity = self.keys[sequence].shape[1]
         if stop > capacity:
             capacity = max(stop, capacity + capacity // 2, 64)
             self.keys[sequence] = _grown(self.keys[sequence], start, capacity)
             self.values[sequence] = _grown(self.values[sequence], start, capacity)
-        self.keys[sequence][:, start:stop] = keys
-        self.values[sequence][:, start:stop] = values
         self.lengths[sequence] = stop
-        return self.keys[sequence][:, :stop], self.values[sequence][:, :stop]
+        return start
 
     def snapshot(self) -> list[int]:
         """The lengths: buffers are only appended to."""

@@ -97,7 +97,7 @@ def test_layers_that_no_kernel_reads_stay_as_they_are_and_say_so(
     assert block.step is None
 
 
-@pytest.mark.parametrize("config", [SCAN, ATTENTION, TURNED])
+@pytest.mark.parametrize("config", [SCAN, ATTENTION, replace(ATTENTION, window=7), TURNED])
 @pytest.mark.parametrize("form", [None, "int8", "int4"])
 def test_a_layer_with_memory_goes_on_token_by_token(config: BlockConfig, form: Format | None) -> None:
     block = block_of(config, form)

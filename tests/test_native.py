@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from omni import native
-from omni.loops import Does
+from omni.loops import KEYS, Does
 from omni.native import KINDS, Given, Program
 from omni.native_steps import Head
-from omni.ops import choose_experts
+from omni.ops import causal_attention, choose_experts
 from omni.packed import BLOCK, HALVES, Eight, Four
 from omni.products import Matrix
 from omni.words import Words
@@ -95,6 +95,29 @@ def test_experts_are_chosen(groups: int, top_groups: int, softmax: bool) -> None
         torch.testing.assert_close(weights, scores[wanted] / scores[wanted].sum() * 2.5)
     program.run({"logits": torch.full((40,), torch.nan)})
     assert 0 <= int(chosen.min()) <= int(chosen.max()) < 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [1, 37, 300])
+def test_attention_with_its_cache(keys: int, dtype: torch.dtype) -> None:
+    heads, kv_heads, dim = 6, 2, 24
+    cache = torch.randn(2, kv_heads, keys + 3, dim).to(dtype)
+    q, k, v = torch.randn(1, heads, dim), torch.randn(1, kv_heads, dim), torch.randn(1, kv_heads, dim)
+    threads, out = torch.get_num_threads(), torch.empty(1, heads, dim)
+    found, scores = torch.empty(threads, heads, dim + 2), torch.empty(threads, KEYS)
+    program, kind, stride = Program(), KINDS[dtype], cache.stride(1) * dtype.itemsize
+    for made, held in ((k, cache[0]), (v, cache[1])):
+        program.write(Does.KEEP, kind, made, held, kv_heads, dim, keys - 1, stride)
+    program.write(
+        Does.ATTEND, kind, q, cache[0], cache[1], found, scores, heads, heads // kv_heads, dim, keys, stride, dim**-0.5
+    )
+    program.write(Does.JOIN, found, out, heads, dim)
+    after = cache.clone()
+    after[:, :, keys - 1] = torch.stack((k[0], v[0])).to(dtype)
+    program.run({})
+    assert torch.equal(cache, after)
+    seen = cache[:, :, :keys].float()
+    torch.testing.assert_close(out, causal_attention(q, seen[0], seen[1]), rtol=1e-4, atol=1e-5)
 
 
 def test_where_torchs_threads_are_not_found_it_is_said(
