@@ -12,7 +12,6 @@ import torch
 
 from omni.checkpoint import folder_of, read_config
 from omni.codec import read_tokenizer
-from omni.compiled import compile_steps
 from omni.config import OmniConfig
 from omni.heap import keep_freed
 from omni.hf import from_hf
@@ -108,6 +107,8 @@ def load(
     if quantize is None and model.device.type == "cpu":
         pack(model, rows=compile)
     if compile:
+        from omni.compiled import compile_steps  # brings numba and torch's compiler, half a second
+
         compile_steps(model)
     if model.device.type == "cpu":
         keep_freed()  # only now: what loading takes in passing is given back
