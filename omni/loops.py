@@ -373,6 +373,7 @@ _wait = types.ExternalFunction("GOMP_barrier", types.void())
 
 @no_type_check
 def go(place):
+    """Instructions one after the other, each by all threads, which wait for one another behind it."""
     code, thread, count = longs_at(place), _thread(), _count()
     at = 0
     while code[at] != END:
@@ -609,13 +610,8 @@ def _choose(place):
     softmax, normalize, scale.
     """
     o = longs_at(place)
-    logits, bias, ranks, chosen, weights = (
-        floats_at(o[1]),
-        floats_at(o[2]),
-        floats_at(o[3]),
-        longs_at(o[4]),
-        floats_at(o[5]),
-    )
+    logits, bias, ranks = floats_at(o[1]), floats_at(o[2]), floats_at(o[3])
+    chosen, weights = longs_at(o[4]), floats_at(o[5])
     experts, top_k, groups, top_groups = o[6], o[7], o[8], o[9]
     least = np.float32(-np.inf)
     if o[10]:

@@ -1,5 +1,5 @@
 """A machine for one token: a list of instructions, each a loop over numbers in memory (`omni.loops`), that all threads
-of torch go through together, with one call for as many layers as lie between two attentions' caches.
+of torch go through together, in one call for as many layers as it has instructions for.
 
 Its own code is made once for all models, in some twenty seconds that a cache on disk spares later runs.
 """
