@@ -38,8 +38,9 @@ BYTE, SHORT, INT, LONG = map(ir.IntType, (8, 16, 32, 64))
 HALF, FLOAT, PLACE = ir.HalfType(), ir.FloatType(), ir.PointerType()
 BYTES = {FLOAT: 4, HALF: 2}
 MIDDLE = 8  # the code of four bits that stands for a group's zero
-LANES = 32  # numbers at a time
+LANES, EIGHT = 32, 8  # numbers at a time
 BYTES_AHEAD, WORDS_AHEAD, SCALES_AHEAD = 512, 512, 64  # bytes that are fetched meanwhile
+LINE = 64  # bytes of memory that come together
 KEYS = 32  # of an attention at a time: they stay in the nearest cache for all heads that share them
 READY = 64  # groups whose scales are made ready at a time
 FUSED = ("contract",)  # a product and a sum in one instruction
@@ -109,6 +110,30 @@ def to_bfloat16(context, number):
         return builder.trunc(builder.lshr(whole, ir.Constant(INT, 16)), SHORT)
 
     return types.int16(types.float32), code
+
+
+@intrinsic
+@no_type_check
+def power_of_two(context, exponent):
+    """2 to an int32 between -126 and 127."""
+
+    def code(context, builder, signature, given):
+        biased = builder.add(given[0], ir.Constant(INT, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(INT, 23)), FLOAT)
+
+    return types.float32(types.int32), code
+
+
+@intrinsic
+@no_type_check
+def fetch(context, place):
+    """A line of memory that is read soon, into the second nearest cache."""
+
+    def code(context, builder, signature, given):
+        _fetch(builder, given[0], 0, near=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
 
 
 @intrinsic
@@ -288,12 +313,12 @@ def _entry(b: Any, kind: Any, place: Any, index: Any) -> Any:
     return _load(b, kind, b.add(place, b.mul(index, _long(4))))
 
 
-def _fetch(b: Any, place: Any, ahead: int) -> None:
-    """Into the nearest cache, for reading; beyond what a process may read this does nothing."""
+def _fetch(b: Any, place: Any, ahead: int, near: int = 3) -> None:
+    """Into a cache, the nearest unless told, for reading; beyond what a process may read this does nothing."""
     fetch = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(ir.VoidType(), [PLACE, INT, INT, INT]), "llvm.prefetch.p0"
     )
-    flags = [ir.Constant(INT, flag) for flag in (0, 3, 1)]
+    flags = [ir.Constant(INT, flag) for flag in (0, near, 1)]
     b.call(fetch, [b.inttoptr(b.add(place, _long(ahead)), PLACE), *flags])
 
 
@@ -338,6 +363,63 @@ def _same(value: int | float, kind: Any) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
+@no_type_check
+def _tiles(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> tuple[Any, Any]:
+    """For an attention's keys and values, of so many bytes a number: two queries times four keys; and four values, each
+    times its weights, added to what two queries found. A head has eights of numbers, its scores lie KEYS apart.
+    """
+    kinds = ir.VectorType(stored, EIGHT), ir.VectorType(FLOAT, EIGHT)
+
+    def places(b: Any, at: Any, row: Any) -> list[Any]:
+        return [b.add(at, b.mul(row, _long(number))) for number in range(STREAMS)]
+
+    def loaded(b: Any, place: Any, at: Any) -> Any:
+        return as_float(b, _load(b, kinds[0], b.add(place, b.mul(at, _long(size)))))
+
+    @intrinsic
+    def score(context, keys, row, query, dim, scores, scale):
+        def code(context, builder, signature, given):
+            b, (keys, row, query, dim, scores, scale) = builder, given
+            keys, queries = places(b, keys, row), (query, b.add(query, b.mul(dim, _long(4))))
+            totals = [[_Sum(b, kinds[1]) for _ in keys] for _ in queries]
+            with cgutils.for_range_slice(b, _long(0), dim, _long(EIGHT)) as (at, _):
+                found = [loaded(b, key, at) for key in keys]
+                for mine, query in zip(totals, queries, strict=True):
+                    times = _entry(b, kinds[1], query, at)
+                    for total, key in zip(mine, found, strict=True):
+                        total.add(b.fmul(key, times, FUSED))
+            for which, mine in enumerate(totals):
+                for number, total in enumerate(mine):
+                    value = b.fmul(_whole(b, total.value()), scale)
+                    _store(b, value, b.add(scores, _long(4 * (which * KEYS + number))))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5, types.float32), code
+
+    @intrinsic
+    def gather(context, values, row, weights, dim, first, second):
+        def code(context, builder, signature, given):
+            b, (values, row, weights, dim, *out) = builder, given
+            values = places(b, values, row)
+            first = [[_long(start + number) for number in range(STREAMS)] for start in (0, KEYS)]
+            shares = [[_spread(b, _entry(b, FLOAT, weights, at), EIGHT) for at in mine] for mine in first]
+            with cgutils.for_range_slice(b, _long(0), dim, _long(EIGHT)) as (at, _):
+                found = [loaded(b, value, at) for value in values]
+                for mine, place in zip(shares, out, strict=True):
+                    total = _entry(b, kinds[1], place, at)
+                    for share, value in zip(mine, found, strict=True):
+                        total = b.fadd(total, b.fmul(share, value, FUSED), FUSED)
+                    _store(b, total, b.add(place, b.mul(at, _long(4))))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), code
+
+    return score, gather
+
+
+score_floats, gather_floats = _tiles(4, lambda _, floats: floats, FLOAT)
+score_halves, gather_halves = _tiles(2, _from_half, HALF)
+score_bfloat16s, gather_bfloat16s = _tiles(2, _from_bfloat16, SHORT)
 float_times, floats_times = _rows_times(_of_floats(4, lambda _, floats: floats, FLOAT), types.float32)
 half_times, halves_times = _rows_times(_of_floats(2, _from_half, HALF), types.float32)
 bfloat16_times, bfloat16s_times = _rows_times(_of_floats(2, _from_bfloat16, SHORT), types.float32)
@@ -748,12 +830,12 @@ def _attend(place, thread, count):
     largest score, the sum of all scores' exponentials below that, and the sum of values, each times its own.
 
     Operands: kind of keys and values, queries, keys, values, what is found (threads, heads, 2 + dim), scratch (threads,
-    KEYS), heads, heads that share keys, dim, keys, bytes from one head of keys or values to the next, scale.
+    2, KEYS), heads, heads that share keys, dim, keys, bytes from one head of keys or values to the next, scale.
     """
     o = longs_at(place)
     kind, heads, each, dim, total, scale = o[1], o[7], o[8], o[9], o[10], _float(o[12])
     first, last = total * thread // count, total * (thread + 1) // count
-    scores, row = o[6] + 4 * thread * KEYS, dim * (4 if kind == FLOAT32 else 2)
+    scores, row = o[6] + 8 * thread * KEYS, dim * (4 if kind == FLOAT32 else 2)
     of_mine = o[5] + 4 * thread * heads * (dim + 2)
     for i in range(heads * (dim + 2)):
         floats_at(of_mine)[i] = np.float32(0)
@@ -761,12 +843,57 @@ def _attend(place, thread, count):
         floats_at(of_mine)[head * (dim + 2)] = np.float32(-np.inf)
     for start in range(first, last, KEYS):
         size = min(KEYS, last - start)
-        for head in range(heads):
+        for head in range(0, heads, each):
             behind = head // each * o[11] + start * row
-            found = of_mine + 4 * head * (dim + 2)
-            _score(kind, o[2] + 4 * head * dim, o[3] + behind, scores, size, dim, row, scale)
-            _weigh(scores, found, size, dim)
-            _gather(kind, found + 8, o[4] + behind, scores, size, dim, row)
+            pairs = each // 2 if dim % EIGHT == 0 else 0
+            for pair in range(head, head + 2 * pairs, 2):
+                found = of_mine + 4 * pair * (dim + 2)
+                _score_two(kind, o[2] + 4 * pair * dim, o[3] + behind, scores, size, dim, row, scale)
+                _weigh(scores, found, size, dim)
+                _weigh(scores + 4 * KEYS, found + 4 * (dim + 2), size, dim)
+                if start + KEYS < last:
+                    part, lines = (pair - head) // 2, KEYS * row // LINE
+                    for line in range(lines * part // pairs, lines * (part + 1) // pairs):
+                        fetch(o[3] + behind + KEYS * row + LINE * line)
+                        fetch(o[4] + behind + KEYS * row + LINE * line)
+                _gather_two(kind, found + 8, o[4] + behind, scores, size, dim, row)
+            for single in range(head + 2 * pairs, head + each):
+                found = of_mine + 4 * single * (dim + 2)
+                _score(kind, o[2] + 4 * single * dim, o[3] + behind, scores, 0, size, dim, row, scale)
+                _weigh(scores, found, size, dim)
+                _gather(kind, found + 8, o[4] + behind, scores, 0, size, dim, row)
+
+
+@njit(**LOOP)
+@no_type_check
+def _score_two(kind, query, key, scores, size, dim, row, scale):
+    """Products of two heads' queries with keys."""
+    fours = size - size % 4
+    for i in range(0, fours, 4):
+        if kind == FLOAT32:
+            score_floats(key + i * row, row, query, dim, scores + 4 * i, scale)
+        elif kind == BFLOAT16:
+            score_bfloat16s(key + i * row, row, query, dim, scores + 4 * i, scale)
+        else:
+            score_halves(key + i * row, row, query, dim, scores + 4 * i, scale)
+    _score(kind, query, key, scores, fours, size, dim, row, scale)
+    _score(kind, query + 4 * dim, key, scores + 4 * KEYS, fours, size, dim, row, scale)
+
+
+@njit(**LOOP)
+@no_type_check
+def _gather_two(kind, out, value, weights, size, dim, row):
+    """Values, each times its weights, added to what two heads found."""
+    fours, second = size - size % 4, out + 4 * (dim + 2)
+    for i in range(0, fours, 4):
+        if kind == FLOAT32:
+            gather_floats(value + i * row, row, weights + 4 * i, dim, out, second)
+        elif kind == BFLOAT16:
+            gather_bfloat16s(value + i * row, row, weights + 4 * i, dim, out, second)
+        else:
+            gather_halves(value + i * row, row, weights + 4 * i, dim, out, second)
+    _gather(kind, out, value, weights, fours, size, dim, row)
+    _gather(kind, second, value, weights + 4 * KEYS, fours, size, dim, row)
 
 
 @njit(**LOOP)
@@ -777,13 +904,30 @@ def _weigh(scores, found, size, dim):
     scores, found = floats_at(scores), floats_at(found)
     fall, total = math.exp(found[0] - largest), np.float32(0)
     for i in range(size):
-        scores[i] = math.exp(scores[i] - largest)
+        scores[i] = _exponential(scores[i] - largest)
     for i in range(size):
         total += scores[i]
     for i in range(1, dim + 2):
         found[i] *= fall
     found[0] = largest
     found[1] += total
+
+
+@njit(**LOOP)
+@no_type_check
+def _exponential(x):
+    """Of a number below 0, to 2e-7 of it: its power of two, times a polynomial of the rest."""
+    x *= np.float32(1.4426950408889634)
+    x = np.float32(-126) if x < np.float32(-126) else x
+    whole = np.floor(x + np.float32(0.5))
+    rest = x - whole
+    value = np.float32(1.5403530e-4)
+    value = value * rest + np.float32(1.3333558e-3)
+    value = value * rest + np.float32(9.6181291e-3)
+    value = value * rest + np.float32(5.5504109e-2)
+    value = value * rest + np.float32(2.4022651e-1)
+    value = value * rest + np.float32(6.9314718e-1)
+    return (value * rest + np.float32(1)) * power_of_two(np.int32(whole))
 
 
 @njit(**FINITE)
@@ -797,21 +941,9 @@ def _most(x, size, most):
 
 @njit(**LOOP)
 @no_type_check
-def _score(kind, query, key, scores, size, dim, row, scale):
-    """Products of a query with keys, four side by side."""
-    scores, fours = floats_at(scores), size - size % 4
-    for i in range(0, fours, 4):
-        at = key + i * row
-        second, third, fourth = at + row, at + 2 * row, at + 3 * row
-        rows = (at, 0, query, 0, 0), (second, 0, query, 0, 0), (third, 0, query, 0, 0), (fourth, 0, query, 0, 0)
-        if kind == FLOAT32:
-            one, two, three, four = floats_times(rows, dim, 0)
-        elif kind == BFLOAT16:
-            one, two, three, four = bfloat16s_times(rows, dim, 0)
-        else:
-            one, two, three, four = halves_times(rows, dim, 0)
-        scores[i], scores[i + 1], scores[i + 2], scores[i + 3] = one * scale, two * scale, three * scale, four * scale
-    for i in range(fours, size):
+def _score(kind, query, key, scores, start, stop, dim, row, scale):
+    """Products of a query with some keys, one by one."""
+    for i in range(start, stop):
         rows = ((key + i * row, 0, query, 0, 0),)
         if kind == FLOAT32:
             (one,) = float_times(rows, dim, 0)
@@ -819,37 +951,23 @@ def _score(kind, query, key, scores, size, dim, row, scale):
             (one,) = bfloat16_times(rows, dim, 0)
         else:
             (one,) = half_times(rows, dim, 0)
-        scores[i] = one * scale
+        floats_at(scores)[i] = one * scale
 
 
 @njit(**LOOP)
 @no_type_check
-def _gather(kind, out, value, weights, size, dim, row):
-    """Values, each times its weight, added to what is there, four side by side."""
-    fours, zero = size - size % 4, np.float32(0)
-    weights = floats_at(weights)
-    for i in range(0, fours, 4):
-        _add(kind, out, value + i * row, row, weights[i], weights[i + 1], weights[i + 2], weights[i + 3], dim)
-    for i in range(fours, size):
-        _add(kind, out, value + i * row, 0, weights[i], zero, zero, zero, dim)
-
-
-@njit(**LOOP)
-@no_type_check
-def _add(kind, out, at, row, one, two, three, four, size):
-    out, second, third, fourth = floats_at(out), at + row, at + 2 * row, at + 3 * row
-    if kind == FLOAT32:
-        a, b, c, d = floats_at(at), floats_at(second), floats_at(third), floats_at(fourth)
-        for i in range(size):
-            out[i] += (one * a[i] + two * b[i]) + (three * c[i] + four * d[i])
-    elif kind == BFLOAT16:
-        a, b, c, d = shorts_at(at), shorts_at(second), shorts_at(third), shorts_at(fourth)
-        for i in range(size):
-            out[i] += (one * bfloat16(a[i]) + two * bfloat16(b[i])) + (three * bfloat16(c[i]) + four * bfloat16(d[i]))
-    else:
-        a, b, c, d = shorts_at(at), shorts_at(second), shorts_at(third), shorts_at(fourth)
-        for i in range(size):
-            out[i] += (one * half(a[i]) + two * half(b[i])) + (three * half(c[i]) + four * half(d[i]))
+def _gather(kind, out, value, weights, start, stop, dim, row):
+    """Some values, each times its weight, added to what is there, one by one."""
+    out = floats_at(out)
+    for i in range(start, stop):
+        at, weight = value + i * row, floats_at(weights)[i]
+        for j in range(dim):
+            if kind == FLOAT32:
+                out[j] += weight * floats_at(at)[j]
+            elif kind == BFLOAT16:
+                out[j] += weight * bfloat16(shorts_at(at)[j])
+            else:
+                out[j] += weight * half(shorts_at(at)[j])
 
 
 @njit(**LOOP)

@@ -128,7 +128,7 @@ class Native(_Written):
             if held.dtype not in CACHED:
                 raise ValueError(f"compile: a cache in {held.dtype} came; want float32, bfloat16 or float16")
         threads = torch.get_num_threads()
-        given["found"], given["scores"] = torch.empty(threads, self.heads, self.dim + 2), torch.empty(threads, KEYS)
+        given["found"], given["scores"] = torch.empty(threads, self.heads, self.dim + 2), torch.empty(threads, 2, KEYS)
         for number, (cache, window) in enumerate(zip(caches, self.windows, strict=True)):
             at = cache.extend(0, 1)
             keys, values = cache.keys[0], cache.values[0]

@@ -104,7 +104,7 @@ def test_attention_with_its_cache(keys: int, dtype: torch.dtype) -> None:
     cache = torch.randn(2, kv_heads, keys + 3, dim).to(dtype)
     q, k, v = torch.randn(1, heads, dim), torch.randn(1, kv_heads, dim), torch.randn(1, kv_heads, dim)
     threads, out = torch.get_num_threads(), torch.empty(1, heads, dim)
-    found, scores = torch.empty(threads, heads, dim + 2), torch.empty(threads, KEYS)
+    found, scores = torch.empty(threads, heads, dim + 2), torch.empty(threads, 2, KEYS)
     program, kind, stride = Program(), KINDS[dtype], cache.stride(1) * dtype.itemsize
     for made, held in ((k, cache[0]), (v, cache[1])):
         program.write(Does.KEEP, kind, made, held, kv_heads, dim, keys - 1, stride)
