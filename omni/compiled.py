@@ -1,6 +1,6 @@
-"""Writing at a machine's pace: what layers do with a single token (`omni.one_token`) in few calls, each of which takes
-the token from one attention's cache to the next one's: instructions of a machine (`omni.native`), or where that is not
-able, kernels that torch's compiler makes, some layers each.
+"""Writing at a machine's pace: what layers do with a single token (`omni.one_token`) in few calls: of a machine
+(`omni.native`), which takes it through a hybrid in one, or where that is not able, of kernels that torch's compiler
+makes, each of which takes it from one attention's cache to the next one's, or some layers far.
 
 Needs a C++ compiler, which makes these, and of four bits what prompts need. The first token of a shape costs some
 seconds a kernel, later runs find them in torch's cache on disk.
