@@ -64,89 +64,6 @@ def _numbers_at(kind: Any) -> Any:
 floats_at, shorts_at, longs_at = map(_numbers_at, (types.float32, types.int16, types.int64))
 
 
-@intrinsic
-@no_type_check
-def bfloat16(context, bits):
-    """As float32."""
-
-    def code(context, builder, signature, given):
-        return _from_bfloat16(builder, given[0])
-
-    return types.float32(types.int16), code
-
-
-@intrinsic
-@no_type_check
-def half(context, bits):
-    """As float32."""
-
-    def code(context, builder, signature, given):
-        return builder.fpext(builder.bitcast(given[0], HALF), FLOAT)
-
-    return types.float32(types.int16), code
-
-
-@intrinsic
-@no_type_check
-def to_half(context, number):
-    """Its bits."""
-
-    def code(context, builder, signature, given):
-        return builder.bitcast(builder.fptrunc(given[0], HALF), SHORT)
-
-    return types.int16(types.float32), code
-
-
-@intrinsic
-@no_type_check
-def to_bfloat16(context, number):
-    """Its bits, rounded to nearest even; what is no number stays none."""
-
-    def code(context, builder, signature, given):
-        bits = builder.bitcast(given[0], INT)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(INT, 16)), ir.Constant(INT, 1))
-        rounded = builder.add(bits, builder.add(odd, ir.Constant(INT, 0x7FFF)))
-        whole = builder.select(builder.fcmp_unordered("uno", given[0], given[0]), ir.Constant(INT, 0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(whole, ir.Constant(INT, 16)), SHORT)
-
-    return types.int16(types.float32), code
-
-
-@intrinsic
-@no_type_check
-def power_of_two(context, exponent):
-    """2 to an int32 between -126 and 127."""
-
-    def code(context, builder, signature, given):
-        biased = builder.add(given[0], ir.Constant(INT, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(INT, 23)), FLOAT)
-
-    return types.float32(types.int32), code
-
-
-@intrinsic
-@no_type_check
-def fetch(context, place):
-    """A line of memory that is read soon, into the second nearest cache."""
-
-    def code(context, builder, signature, given):
-        _fetch(builder, given[0], 0, near=2)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), code
-
-
-@intrinsic
-@no_type_check
-def as_float(context, bits):
-    """Of 64 bits, an operand's number."""
-
-    def code(context, builder, signature, given):
-        return builder.fptrunc(builder.bitcast(given[0], ir.DoubleType()), FLOAT)
-
-    return types.float32(types.int64), code
-
-
 @no_type_check
 def _rows_times(write: Callable[..., list[Any]], result: Any) -> tuple[Any, Any]:
     """Of what writes them, loops over one row and over several side by side, for the places of each row's weights,
@@ -170,7 +87,7 @@ def _rows_times(write: Callable[..., list[Any]], result: Any) -> tuple[Any, Any]
     return of(1), of(STREAMS)
 
 
-def _of_floats(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> Callable[..., list[Any]]:
+def _of_floats(size: int, widen: Callable[[Any, Any], Any], stored: Any) -> Callable[..., list[Any]]:
     """Sums of products of weights, so many bytes each, with float32."""
 
     def write(b: Any, rows: Sequence[Sequence[Any]], width: Any, _: Any) -> list[Any]:
@@ -182,7 +99,7 @@ def _of_floats(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> C
         for sums, (kind, other), start, stop, by in loops:
             with cgutils.for_range_slice(b, start, stop, _long(by)) as (at, _):
                 for total, (weights, _, vector, _, _) in zip(sums, rows, strict=True):
-                    weight = as_float(b, _load(b, kind, b.add(weights, b.mul(at, _long(size)))))
+                    weight = widen(b, _load(b, kind, b.add(weights, b.mul(at, _long(size)))))
                     total.add(b.fmul(weight, _entry(b, other, vector, at), FUSED))
         return [b.fadd(_whole(b, one.value()), other.value()) for one, other in zip(totals, rest, strict=True)]
 
@@ -364,7 +281,54 @@ def _same(value: int | float, kind: Any) -> ir.Constant:
 
 
 @no_type_check
-def _tiles(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> tuple[Any, Any]:
+def _made_of(result: Any, given: Any, write: Callable[[Any, Any], Any]) -> Any:
+    """One number of another, in a few instructions that are written here."""
+
+    @intrinsic
+    def made(context, number):
+        return result(given), lambda context, builder, signature, given: write(builder, given[0])
+
+    return made
+
+
+def _rounded(b: Any, number: Any) -> Any:
+    """The bits of a bfloat16, the nearest or even; what is no number stays none."""
+    bits = b.bitcast(number, INT)
+    odd = b.and_(b.lshr(bits, _same(16, INT)), _same(1, INT))
+    near = b.add(bits, b.add(odd, _same(0x7FFF, INT)))
+    whole = b.select(b.fcmp_unordered("uno", number, number), _same(0x7FC00000, INT), near)
+    return b.trunc(b.lshr(whole, _same(16, INT)), SHORT)
+
+
+def _power(b: Any, exponent: Any) -> Any:
+    """2 to an integer between -126 and 127."""
+    return b.bitcast(b.shl(b.add(exponent, _same(127, INT)), _same(23, INT)), FLOAT)
+
+
+bfloat16 = _made_of(types.float32, types.int16, _from_bfloat16)
+half = _made_of(types.float32, types.int16, lambda b, bits: _from_half(b, b.bitcast(bits, HALF)))
+to_bfloat16 = _made_of(types.int16, types.float32, _rounded)
+to_half = _made_of(types.int16, types.float32, lambda b, number: b.bitcast(b.fptrunc(number, HALF), SHORT))
+power_of_two = _made_of(types.float32, types.int32, _power)
+as_float = _made_of(  # an operand's number
+    types.float32, types.int64, lambda b, bits: b.fptrunc(b.bitcast(bits, ir.DoubleType()), FLOAT)
+)
+
+
+@intrinsic
+@no_type_check
+def fetch(context, place):
+    """A line of memory that is read soon, into the second nearest cache."""
+
+    def code(context, builder, signature, given):
+        _fetch(builder, given[0], 0, near=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), code
+
+
+@no_type_check
+def _tiles(size: int, widen: Callable[[Any, Any], Any], stored: Any) -> tuple[Any, Any]:
     """For an attention's keys and values, of so many bytes a number: two queries times four keys; and four values, each
     times its weights, added to what two queries found. A head has eights of numbers, its scores lie KEYS apart.
     """
@@ -374,7 +338,7 @@ def _tiles(size: int, as_float: Callable[[Any, Any], Any], stored: Any) -> tuple
         return [b.add(at, b.mul(row, _long(number))) for number in range(STREAMS)]
 
     def loaded(b: Any, place: Any, at: Any) -> Any:
-        return as_float(b, _load(b, kinds[0], b.add(place, b.mul(at, _long(size)))))
+        return widen(b, _load(b, kinds[0], b.add(place, b.mul(at, _long(size)))))
 
     @intrinsic
     def score(context, keys, row, query, dim, scores, scale):
@@ -428,7 +392,7 @@ word_times, words_times = _rows_times(_of_words, types.float32)
 
 
 class Does(IntEnum):
-    """What an instruction does; its operands are the parameters of the loop of that name."""
+    """What an instruction does; the loop of that name says or takes its operands."""
 
     END = 0
     NORM = 1
@@ -498,20 +462,13 @@ def _do(place, thread, count):
 
 @njit(**LOOP)
 @no_type_check
-def _float(word):
-    """A float operand."""
-    return as_float(word)
-
-
-@njit(**LOOP)
-@no_type_check
 def _norm(x, weight, out, size, eps):
     """Root mean square of a row."""
     x, weight, out = floats_at(x), floats_at(weight), floats_at(out)
     total = np.float32(0)
     for i in range(size):
         total += x[i] * x[i]
-    factor = np.float32(1) / math.sqrt(total / np.float32(size) + _float(eps))
+    factor = np.float32(1) / math.sqrt(total / np.float32(size) + as_float(eps))
     for i in range(size):
         out[i] = x[i] * factor * weight[i]
 
@@ -528,7 +485,7 @@ def _group_norm(x, weight, out, groups, size, eps, thread, count):
 @njit(**LOOP)
 @no_type_check
 def _integers(x, codes, steps, sums, groups, size, words, thread, count):
-    """Groups of vectors in steps: int16, a step for each group, and their sum; words: in the order of these, if
+    """Groups of vectors in steps: int16, a step for each, and its sum; words: in the order of these, if
     so many hold a group. No sum of products with codes leaves 32 bits.
     """
     most = np.float32(15 if words else 127)
@@ -670,7 +627,7 @@ def _silu(x):
 @no_type_check
 def _activate(hidden, gate, size, gated, clamp, thread, count):
     """Squared ReLU in place, or what a gate makes of it: SiLU, or with a clamp gpt-oss's."""
-    hidden, gate, most = floats_at(hidden), floats_at(gate), _float(clamp)
+    hidden, gate, most = floats_at(hidden), floats_at(gate), as_float(clamp)
     one = np.float32(1)
     for i in range(size * thread // count, size * (thread + 1) // count):
         if not gated:
@@ -735,7 +692,7 @@ def _choose(place):
         chosen[place_], weights[place_] = best, logits[best]
         total += logits[best]
         ranks[best] = least
-    factor = _float(o[12]) / (total if o[11] else np.float32(1))
+    factor = as_float(o[12]) / (total if o[11] else np.float32(1))
     for place_ in range(top_k):
         weights[place_] *= factor
 
@@ -833,7 +790,7 @@ def _attend(place, thread, count):
     2, KEYS), heads, heads that share keys, dim, keys, bytes from one head of keys or values to the next, scale.
     """
     o = longs_at(place)
-    kind, heads, each, dim, total, scale = o[1], o[7], o[8], o[9], o[10], _float(o[12])
+    kind, heads, each, dim, total, scale = o[1], o[7], o[8], o[9], o[10], as_float(o[12])
     first, last = total * thread // count, total * (thread + 1) // count
     scores, row = o[6] + 8 * thread * KEYS, dim * (4 if kind == FLOAT32 else 2)
     of_mine = o[5] + 4 * thread * heads * (dim + 2)
